@@ -14,6 +14,7 @@ from lmsmith.options import documented
 
 if TYPE_CHECKING:
     from lmsmith.corpus.build.decontaminate import DecontaminateConfig, TaskGrams
+    from lmsmith.corpus.build.harmful import HarmfulConfig, Scorer
     from lmsmith.tokenizers import Tokenizer
 
 
@@ -65,7 +66,12 @@ def build_corpus(
     title = f"corpus {loaded.name}: {loaded.description}".removesuffix(": ")
     progress = choose_progress(title, quiet)
     tasks = _tasks(loaded.decontaminate, loaded.folder)
-    record = build(loaded, lambda name: _load(name, loaded.folder), progress, identity, tasks)
+    harm = _harm(loaded.harmful, loaded.folder)
+
+    def load(name: str) -> Tokenizer:
+        return _load(name, loaded.folder)
+
+    record = build(loaded, load, progress, identity, tasks, harm)
     from lmsmith.report.corpus.page import build_corpus_page
 
     page = build_corpus_page(loaded.place)
@@ -87,6 +93,15 @@ def _tasks(config: DecontaminateConfig, folder: str) -> TaskGrams | None:
     except UserError as error:
         fix = error.fix.replace("--data FOLDER", "decontaminate.data")
         raise UserError(f"decontaminate.tasks: {error.problem}", fix) from error
+
+
+def _harm(config: HarmfulConfig, folder: str) -> Scorer | None:
+    """The fine-tuned classifier of harmful text that the recipe names."""
+    if not config.classifier:
+        return None
+    from lmsmith.evaluation.harmful_text import fine_tuned_scorer
+
+    return fine_tuned_scorer(_place(config.classifier, folder), config.label)
 
 
 @documented

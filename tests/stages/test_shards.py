@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from lmsmith.corpus.batches import PretrainingBatches, read_mixture
 from lmsmith.corpus.build.recipe import load_corpus_recipe
 from lmsmith.corpus.build.run import build_corpus
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages import data, pretrain, tokenizer
+from lmsmith.stages import data, distil, masked_lm, pretrain, tokenizer
 from lmsmith.stages.pipeline import load_stage_recipe
 from lmsmith.tokenizers import Tokenizer
 
@@ -30,6 +32,32 @@ paths = ["b.txt"]
 [shards]
 vocabulary_size = 300
 validation = 0.2
+"""
+
+DISTIL = """
+[distil]
+tokens = 64
+batch_tokens = 32
+written_texts = 4
+max_new_tokens = 6
+prompt_tokens = 5
+[distil.student]
+layers = 1
+width = 4
+heads = 1
+context = 16
+"""
+
+MASKED = """
+[masked_lm]
+tokens = 64
+batch_tokens = 32
+next_sentence = false
+[masked_lm.model]
+layers = 1
+width = 8
+heads = 1
+context = 16
 """
 
 RUN = """
@@ -61,19 +89,31 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "run.toml"
 
 
+class Stages:
+    """Runs the stages of a recipe, each on those before."""
+
+    def __init__(self, recipe: Path, folder: Path, *changed: str) -> None:
+        self.configs: Any = load_stage_recipe(recipe, changed).stages
+        self.folder = folder
+        self.inputs: dict[str, Path] = {}
+
+    def run(self, module: ModuleType) -> dict[str, float]:
+        name = module.__name__.rpartition(".")[2]
+        place = self.folder / name
+        place.mkdir(parents=True)
+        machine = MachineConfig(precision="fp32", threads=1, compile="off")
+        out = StageFolder(place, 1, machine, QuietProgress())
+        metrics: dict[str, float] = module.run(self.configs[name], self.inputs, out)
+        self.inputs[name] = place
+        return metrics
+
+
 def test_pretraining_reads_the_shards(recipe: Path, tmp_path: Path) -> None:
-    stages = load_stage_recipe(recipe).stages
-    machine = MachineConfig(precision="fp32", threads=1, compile="off")
-
-    def folder(name: str) -> StageFolder:
-        (tmp_path / "run" / name).mkdir(parents=True)
-        return StageFolder(tmp_path / "run" / name, 1, machine, QuietProgress())
-
-    counts = data.run(stages["data"], {}, folder("data"))  # type: ignore[arg-type]
-    inputs = {"data": tmp_path / "run/data"}
-    tokenizer.run(stages["tokenizer"], inputs, folder("tokenizer"))  # type: ignore[arg-type]
-    inputs["tokenizer"] = tmp_path / "run/tokenizer"
-    metrics = pretrain.run(stages["pretrain"], inputs, folder("pretrain"))  # type: ignore[arg-type]
+    stages = Stages(recipe, tmp_path / "run")
+    counts = stages.run(data)
+    stages.run(tokenizer)
+    metrics = stages.run(pretrain)
+    inputs = stages.inputs
 
     built = json.loads((tmp_path / "built/corpus.json").read_text())
     tokens = sum(source["tokens"] for source in built["sources"].values())
@@ -89,6 +129,52 @@ def test_pretraining_reads_the_shards(recipe: Path, tmp_path: Path) -> None:
     assert shares == [each.total_tokens for each in shards]
     batch = PretrainingBatches(shards, shares, 16, 8, 0).batch(0)
     assert np.unique(batch.tokens_bt).size > 10
+
+
+def test_distillation_reads_the_shards_and_continues_their_documents(
+    recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(RUN + DISTIL)
+    stages = Stages(recipe, tmp_path / "run", "data.documents=[]")
+    stages.run(data)
+    stages.run(tokenizer)
+    stages.run(pretrain)
+    metrics = stages.run(distil)
+    built = json.loads((tmp_path / "built/corpus.json").read_text())
+    tokens = sum(source["tokens"] for source in built["sources"].values())
+    assert metrics["parameters"] < metrics["teacher_parameters"]
+    written = [json.loads(line) for line in (stages.inputs["distil"] / "written.jsonl").open()]
+    assert len(written) == 4
+    # The prompts are beginnings of the corpus's documents, its sources in turn.
+    assert [row["id"] for row in written] == ["a:0", "b:0", "a:1", "a:2"]
+    stages = Stages(
+        recipe, tmp_path / "own", "data.documents=[]", *DISTIL, "distil.written_texts=0"
+    )
+    stages.run(data)
+    stages.inputs["pretrain"] = tmp_path / "run/pretrain"
+    assert stages.run(distil)["rows"] == -(-tokens // 16)
+    # The corpus's tokenizer must be the teacher's.
+    other = Tokenizer.train(["something else entirely"], 270)
+    other.save(tmp_path / "run/pretrain/model")
+    stages = Stages(recipe, tmp_path / "other", "data.documents=[]")
+    stages.inputs = {"data": tmp_path / "own/data", "pretrain": tmp_path / "run/pretrain"}
+    with pytest.raises(UserError, match="another tokenizer"):
+        stages.run(distil)
+
+
+def test_masked_tokens_are_learnt_from_a_corpus_of_word_pieces(
+    recipe: Path, tmp_path: Path
+) -> None:
+    loaded = load_corpus_recipe(tmp_path / "corpus.toml", ["shards.kind=word_piece"])
+    build_corpus(loaded, Tokenizer.load, QuietProgress())
+    recipe.write_text(RUN + MASKED)
+    stages = Stages(recipe, tmp_path / "run", "data.documents=[]")
+    stages.run(data)
+    stages.run(tokenizer)
+    metrics = stages.run(masked_lm)
+    built = json.loads((tmp_path / "built/corpus.json").read_text())
+    assert metrics["corpus_tokens"] == sum(each["tokens"] for each in built["sources"].values())
+    assert metrics["held_out_targets"] > 0
 
 
 def test_a_missing_or_damaged_corpus_is_one_message(recipe: Path, tmp_path: Path) -> None:

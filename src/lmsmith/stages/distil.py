@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress, islice
@@ -41,7 +41,7 @@ from lmsmith.models.shallow import kept_layers, shallow_config, shallow_copy
 from lmsmith.prompts.selection import prompt_room, select_prompts
 from lmsmith.prompts.sft_rows import SFTBatches, Window
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
-from lmsmith.stages.pretrain import mixture_shares, tokenize_sources
+from lmsmith.stages.pretrain import Source, mixture_shares, pretraining_sources
 from lmsmith.stages.sft import demonstration_windows, readable_conversations
 from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
@@ -269,9 +269,7 @@ class Lesson:
             path = self.data / "demonstrations.jsonl"
             found = demonstration_windows(path, self.tokenizer, self.context, HISTORY, self.out)
             return self._windows(found[0])
-        sources = tokenize_sources(
-            self.data / "documents.jsonl", self.tokenizer, self.out.checkpoints / "shards"
-        )
+        sources = self._sources()
         total = sum(source.shards.total_tokens for source in sources.values())
         size = sum(source.text_bytes for source in sources.values())
         shares = mixture_shares(sources, read_json(self.data / "mixture.json"))
@@ -279,6 +277,26 @@ class Lesson:
         seed = derive_seed(self.out.seed, "rows")
         batches = PretrainingBatches(shards, shares, self.context, 1, seed)
         return self._rows(batches.batch, -(-total // self.context), size / total)
+
+    def _sources(self) -> dict[str, Source]:
+        """The data's documents, and those of a finished corpus, as tokens."""
+        return pretraining_sources(self.data, self.tokenizer, self.out.checkpoints / "shards")
+
+    def _beginnings(self, kept: int) -> Iterator[tuple[str, list[int]]]:
+        """(id, first tokens) of each document: of the data's own, or of a corpus's sources in
+        turn."""
+        start, path = list(self.tokenizer.document_start), self.data / "documents.jsonl"
+        if path.is_file():
+            for document in rows_of_split(read_documents, path):
+                yield document.id, (start + self.tokenizer.encode(document.text))[:kept]
+            return
+        sources = {name: source.shards for name, source in self._sources().items()}
+        for number in range(max(map(len, sources.values()))):
+            for name, shards in sources.items():
+                if number < len(shards):
+                    first, end = shards.offsets[number : number + 2].tolist()
+                    tokens = shards.tokens[first : min(first + kept, end - 1)]
+                    yield f"{name}:{number}", tokens.tolist()
 
     def written_text(self) -> Material:
         """Rows of texts that the teacher writes; all of them are in ``written.jsonl``."""
@@ -294,13 +312,8 @@ class Lesson:
             )
             prompts, stops = [(each.id, each.tokens) for each in found], tokenizer.stop_tokens
         else:
-            documents = islice(
-                rows_of_split(read_documents, self.data / "documents.jsonl"), config.written_texts
-            )
-            start, kept = list(tokenizer.document_start), min(room, config.prompt_tokens)
-            prompts = [
-                (each.id, (start + tokenizer.encode(each.text))[:kept]) for each in documents
-            ]
+            beginnings = self._beginnings(min(room, config.prompt_tokens))
+            prompts = list(islice(beginnings, config.written_texts))
             stops = (tokenizer.end_of_text,)
         if not prompts:
             fix = "give the data stage more text, or raise the context"

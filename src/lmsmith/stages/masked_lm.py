@@ -28,7 +28,7 @@ from lmsmith.models.folder import load_decoder, save_model
 from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
 from lmsmith.models.presets import PRESETS
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
-from lmsmith.stages.pretrain import mixture_shares, tokenize_sources
+from lmsmith.stages.pretrain import mixture_shares, pretraining_sources
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.word_piece import Frame, continues_word
 from lmsmith.training.machine import resolve_machine
@@ -39,6 +39,8 @@ from lmsmith.training.masked_lm import (
     unigram_guesses,
 )
 from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
+
+_COUNTED_AT_ONCE = 1 << 22
 
 FIRST_SHAPE = "tiny-bert"
 """Preset of the settings of the model that a recipe does not write."""
@@ -138,7 +140,7 @@ def run(
     shape = replace(config.model, vocabulary_size=tokenizer.vocabulary_size)
     steps = max(1, round(config.tokens / config.batch_tokens))
 
-    sources = tokenize_sources(inputs["data"] / "documents.jsonl", tokenizer, out / "shards")
+    sources = pretraining_sources(inputs["data"], tokenizer, out / "shards")
     shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
     shards = [source.shards for source in sources.values()]
     masking = masking_of(config, tokenizer)
@@ -255,5 +257,7 @@ def _counts(shards: list[TokenShards], shape: ModelConfig) -> Any:
     """Occurrences of each token in training."""
     counts = np.zeros(shape.vocabulary_size, np.int64)
     for source in shards:
-        counts += np.bincount(source.tokens, minlength=shape.vocabulary_size)
+        for start in range(0, source.total_tokens, _COUNTED_AT_ONCE):
+            part = source.tokens[start : start + _COUNTED_AT_ONCE]
+            counts += np.bincount(part, minlength=shape.vocabulary_size)
     return counts

@@ -131,6 +131,7 @@ DEMONSTRATIONS = ("data", "flan")
 """Fine-tuning learns from one of them: conversations, or tasks written out as instructions."""
 
 _MODEL = ("model/*",)
+_TEXT = ("documents.jsonl", "validation_documents.jsonl", "mixture.json", CORPUS_SHARDS_FILE)
 _RANKINGS = ("train.jsonl", "validation.jsonl")
 
 STAGES: tuple[Stage, ...] = (
@@ -148,14 +149,7 @@ STAGES: tuple[Stage, ...] = (
         "PretrainConfig",
         together=True,
         needs={"data": "data", "tokenizer": "tokenizer"},
-        reads={
-            "data": (
-                "documents.jsonl",
-                "validation_documents.jsonl",
-                "mixture.json",
-                CORPUS_SHARDS_FILE,
-            )
-        },
+        reads={"data": _TEXT},
         format=3,
     ),
     Stage(
@@ -164,10 +158,7 @@ STAGES: tuple[Stage, ...] = (
         "MaskedLMStageConfig",
         needs={"data": "data", "tokenizer": "tokenizer"},
         optional={"decoder": "pretrain"},
-        reads={
-            "data": ("documents.jsonl", "validation_documents.jsonl", "mixture.json"),
-            "decoder": _MODEL,
-        },
+        reads={"data": _TEXT, "decoder": _MODEL},
     ),
     Stage("base", "lmsmith.stages.base", "BaseConfig", format=2),
     Stage("translate", "lmsmith.stages.translate", "TranslateConfig"),
@@ -205,6 +196,7 @@ STAGES: tuple[Stage, ...] = (
             "data": (
                 "*documents.jsonl",
                 "mixture.json",
+                CORPUS_SHARDS_FILE,
                 *(f"{name}.jsonl" for name in ("demonstrations", "validation", "test")),
             ),
             **dict.fromkeys(("sft", *FIRST_MODEL), _MODEL),

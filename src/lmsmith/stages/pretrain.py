@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lmsmith.catalogue.reading import load_any_tokenizer, same_tokens
 from lmsmith.core.config import Fraction, NonNegativeInt, PositiveInt, Problem, encode
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
@@ -177,13 +178,18 @@ def pretraining_sources(data: Path, tokenizer: Tokenizer, folder: Path) -> dict[
         folder: the documents' token shards are written below it.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or the corpus has another tokenizer.
     """
     documents, corpus = data / "documents.jsonl", data / CORPUS_SHARDS_FILE
     if not corpus.is_file():
         return shared_sources(documents, tokenizer, folder)
     sources = shared_sources(documents, tokenizer, folder) if documents.is_file() else {}
     built: Any = read_json(corpus)
+    if not same_tokens(load_any_tokenizer(built["tokenizer"]), tokenizer):
+        raise UserError(
+            "data.shards: the corpus has another tokenizer than the model",
+            "Build it with [shards] tokenizer = the model's folder or name.",
+        )
     for name, about in built["sources"].items():
         place = Path(built["folder"]) / name
         sources[name] = Source(TokenShards.load(place), about["bytes"], place)

@@ -109,6 +109,11 @@ class Trained:
     examples: int
     measured: int
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those for the corpus's record."""
+        return {"auc": self.auc, "examples": self.examples, "measured": self.measured}
+
 
 def train_classifier(
     curated: Sequence[Document], raw: Sequence[Document], config: ClassifierConfig, seed: int

@@ -139,6 +139,11 @@ class ShardsConfig:
     file. Without it one is trained on the corpus."""
     vocabulary_size: Annotated[int, msgspec.Meta(ge=300, le=1 << 20)] = 32_000
     """Tokens of a tokenizer that is trained here."""
+    kind: Literal["bpe", "word_piece"] = "bpe"
+    """Kind of a tokenizer that is trained here: ``bpe``, byte-level, for models that write;
+    ``word_piece`` for encoders (the stage ``masked_lm``)."""
+    lowercase: bool = True
+    """With ``word_piece``: letters lose case and accents."""
     tokenizer_mib: PositiveInt = 64
     """Text that the tokenizer is trained on, drawn from the whole corpus."""
     validation: FractionBelowOne = 0.01

@@ -23,6 +23,7 @@ from lmsmith.corpus.build.decontaminate import TaskGrams
 from lmsmith.corpus.build.duplicate_ids import duplicate_id_warnings
 from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
 from lmsmith.corpus.build.engines import make_engine
+from lmsmith.corpus.build.harmful import Scorer
 from lmsmith.corpus.build.mix import mixture_of
 from lmsmith.corpus.build.mixture import mixture_warnings
 from lmsmith.corpus.build.quality import quality_warnings
@@ -74,6 +75,7 @@ class _Build:
     items: list[Item]
     files_key: str
     tasks: TaskGrams | None
+    harm: Scorer | None
     stages: dict[str, dict[str, Any]]
 
     @contextlib.contextmanager
@@ -92,7 +94,7 @@ class _Build:
         with self.stage("read"):
             read = engine.read("read", self.items, reader(recipe), self.files_key)
         with self.stage("steps"):
-            steps = run_steps(engine, read, recipe, self.tasks)
+            steps = run_steps(engine, read, recipe, self.tasks, self.harm)
         kept = steps.kept
         sizes = _sizes(engine, kept, recipe)
         documents = sum(count for count, _ in sizes.values())
@@ -193,6 +195,7 @@ def build_corpus(
     progress: RunProgress,
     tokenizer_identity: object = None,
     tasks: TaskGrams | None = None,
+    harm: Scorer | None = None,
 ) -> dict[str, Any]:
     """Build a corpus, or go on with a build that was cut off.
 
@@ -202,6 +205,7 @@ def build_corpus(
         progress: shows the steps.
         tokenizer_identity: fingerprint of that tokenizer's files.
         tasks: what the tasks ask that the recipe keeps out of the corpus.
+        harm: the classifier of harmful text that the recipe names.
 
     Returns:
         The record in ``corpus.json``, its folder and the record of the build.
@@ -227,7 +231,16 @@ def build_corpus(
         engine = make_engine(recipe, work, size, progress)
         stack.callback(engine.close)
         build = _Build(
-            recipe, load_tokenizer, tokenizer_identity, progress, engine, items, key, tasks, {}
+            recipe,
+            load_tokenizer,
+            tokenizer_identity,
+            progress,
+            engine,
+            items,
+            key,
+            tasks,
+            harm,
+            {},
         )
         return build.run()
 

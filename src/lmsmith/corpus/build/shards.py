@@ -17,6 +17,7 @@ from lmsmith.corpus.build.engine import Data, Engine, key_of
 from lmsmith.corpus.build.recipe import ShardsConfig
 from lmsmith.corpus.shards import OFFSETS_FILE, TOKENS_FILE, write_tokens
 from lmsmith.tokenizers import Tokenizer
+from lmsmith.tokenizers.word_piece import train_word_piece
 
 INDEX_FILE = "documents.parquet"
 """Beside the tokens: id, name, language, scores, bytes and hash of each document, in order."""
@@ -95,17 +96,24 @@ def make_tokenizer(
     if config.tokenizer:
         key = key_of("tokenizer", named)
     else:
-        key = key_of("tokenizer", data.key, config.vocabulary_size, share, seed)
+        trained = config.vocabulary_size, config.kind, config.lowercase
+        key = key_of("tokenizer", data.key, trained, share, seed)
     place = folder / key
     if not place.is_dir():
         if config.tokenizer:
             tokenizer = load(config.tokenizer)
         else:
             found = engine.sample(data, seed, "tokenizer", share)
-            tokenizer = Tokenizer.train((each.text for each in found), config.vocabulary_size)
+            tokenizer = _trained([each.text for each in found], config)
         with atomic_folder(place) as partial_folder:
             tokenizer.save(partial_folder)
     return TokenizerFolder(place, key)
+
+
+def _trained(texts: Sequence[str], config: ShardsConfig) -> Tokenizer:
+    if config.kind == "word_piece":
+        return train_word_piece(texts, config.vocabulary_size, lowercase=config.lowercase)
+    return Tokenizer.train(texts, config.vocabulary_size)
 
 
 def parts_of(sizes: Mapping[str, int], part_mib: int) -> dict[str, int]:

@@ -9,6 +9,8 @@ from lmsmith.corpus.build.decontaminate import TaskGrams, remove_tasks
 from lmsmith.corpus.build.duplicate_ids import find_duplicate_ids
 from lmsmith.corpus.build.engine import Data, Engine
 from lmsmith.corpus.build.exact import remove_exact
+from lmsmith.corpus.build.harmful import Scorer
+from lmsmith.corpus.build.harmful_examples import train_on_examples
 from lmsmith.corpus.build.lines import remove_lines
 from lmsmith.corpus.build.near_duplicates import find_near_duplicates, remove_near_duplicates
 from lmsmith.corpus.build.near_sample import measure_near_duplicates
@@ -27,7 +29,7 @@ class Steps:
     Attributes:
         kept: a checkpoint of the documents after the last step.
         checkpoints: all of them, in order.
-        figures: of the classifier, of near-duplicates and of the tasks, for the corpus's record.
+        figures: of the classifiers, of near-duplicates and of the tasks, for the corpus's record.
     """
 
     engine: Engine
@@ -42,28 +44,35 @@ class Steps:
             self.checkpoints.append(self.kept)
 
 
-def run_steps(engine: Engine, data: Data, recipe: CorpusRecipe, tasks: TaskGrams | None) -> Steps:
+def run_steps(
+    engine: Engine,
+    data: Data,
+    recipe: CorpusRecipe,
+    tasks: TaskGrams | None,
+    harm: Scorer | None = None,
+) -> Steps:
     """All steps between reading and the shards.
 
     Args:
         data: a checkpoint of what was read.
         tasks: what the tasks of ``recipe.decontaminate`` ask; None without any.
+        harm: the classifier of ``recipe.harmful.classifier``; None without one.
     """
     steps, curated, seed = Steps(engine, data), recipe.curated, recipe.seed
     quality, deduplicate = recipe.quality, recipe.deduplicate
     steps.figures["duplicate_ids"] = find_duplicate_ids(engine, data)
-    if (ready := prepared(engine, data, recipe)) is not data:
+    if recipe.harmful.examples:
+        learnt = train_on_examples(recipe)
+        harm = learnt.classifier
+        steps.figures["harmful_classifier"] = learnt.figures
+    if (ready := prepared(engine, data, recipe, harm)) is not data:
         steps.keep(ready, "prepared")
     data = apply_rules(engine, steps.kept, quality, curated)
     if quality.classifier.enabled:
         steps.keep(data, "after-rules")
         classifier = quality.classifier
         data, trained = apply_classifier(engine, steps.kept, classifier, curated, seed)
-        steps.figures["quality_classifier"] = {
-            "auc": trained.auc,
-            "examples": trained.examples,
-            "measured": trained.measured,
-        }
+        steps.figures["quality_classifier"] = trained.figures
     if deduplicate.exact:
         steps.keep(data, "after-quality")
         data = remove_exact(engine, steps.kept, curated)

@@ -15,6 +15,7 @@ STEPS: dict[str, tuple[str, str]] = {
     "language": ("Language", "identified, and other languages removed where the recipe says so"),
     "personal": ("Personal data", "masked, and counted"),
     "harmful": ("Harmful words", "documents with too many of them removed"),
+    "harmful-score": ("Harmful text", "documents that a classifier calls harmful removed"),
     "gopher": ("Gopher's rules", "length, symbols and repetition of documents"),
     "c4": ("C4's rules", "lines that are no sentences, and what is left of pages without them"),
     "score": ("Score", "the classifier's probability that a document is curated"),
