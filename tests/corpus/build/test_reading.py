@@ -12,6 +12,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -305,6 +306,26 @@ def test_an_unreadable_folder_is_listed(tmp_path: Path, monkeypatch: Any) -> Non
     found = read(tmp_path)
     assert texts(found[1:]) == {"s/a.txt": TEXT}
     assert reasons(found) == {str(tmp_path / "closed"): "cannot be read: Permission denied"}
+
+
+def test_files_of_a_store_are_read_by_their_addresses(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    packed = gzip.compress(
+        b"".join(json.dumps({"text": f"{TEXT} {n}"}).encode() + b"\n" for n in (1, 2))
+    )
+    store.pipe({"/bucket/crawl/a.jsonl.gz": packed, "/bucket/crawl/deep/b.txt": TEXT.encode()})
+    rows = {f"s/memory:///bucket/crawl/a.jsonl.gz:{n}": f"{TEXT} {n}" for n in (1, 2)}
+    text = {"s/memory:///bucket/crawl/deep/b.txt": TEXT}
+    assert texts(read(tmp_path, "memory://bucket/crawl/*.gz")) == rows
+    assert texts(read(tmp_path, "memory://bucket/crawl")) == rows | text
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path, "memory://bucket/nowhere/*.txt")
+    # A file of the same size that was written again is another one.
+    recipe = CorpusRecipe({"s": SourceConfig(("memory://bucket/crawl/deep/b.txt",))})
+    before = find_files(recipe, {})[0][0].state
+    assert find_files(recipe, {})[0][0].state == before
+    store.pipe("/bucket/crawl/deep/b.txt", TEXT.swapcase().encode())
+    assert find_files(recipe, {})[0][0].state != before
 
 
 def test_files_are_found_once_by_folders_globs_packages_and_addresses(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_every_mistake_in_a_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         """
         sorces = 1
+        out = "s3://bucket/corpus"
         workers = -1
         [sources."a/b"]
         paths = []
@@ -61,6 +62,7 @@ def test_every_mistake_in_a_recipe_is_named(tmp_path: Path) -> None:
     for part in (
         "did you mean sources?",
         "workers = -1: must be 0 or more",
+        'out = "s3://bucket/corpus": a folder of this machine',
         "sources.a/b.paths = []: names no file",
         "the name of a source becomes a folder's",
         "sources.a/b.weight: missing, and c has a weight",

@@ -53,7 +53,7 @@ class SampleIndex:
         inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         queries = self.query_e[np.repeat(self.first_h[found], counts) + inside]
         shared_q = np.bincount(queries, minlength=len(self.ids))
-        jaccard_q = shared_q / (self.sizes_q + len(shingles) - shared_q)
+        jaccard_q = shared_q / np.maximum(1, self.sizes_q + len(shingles) - shared_q)
         similar: list[int] = np.flatnonzero((jaccard_q >= least) & (shared_q > 0)).tolist()
         return similar
 

@@ -203,8 +203,12 @@ class CorpusRecipe:
         if not self.sources:
             fix = 'write [sources.NAME] with paths = ["raw/*.txt"]'
             return [Problem("sources", {}, "names no source", fix)]
+        problems = []
+        if "://" in self.out:
+            fix = "name a folder, and copy the finished corpus, as in aws s3 sync OUT s3://…"
+            problems.append(Problem("out", self.out, "a folder of this machine", fix))
         fix = "use letters, digits, - and _"
-        problems = [
+        problems += [
             Problem(f"sources.{name}", name, "the name of a source becomes a folder's", fix)
             for name in self.sources
             if not _NAME.fullmatch(name) or name == "tokenizer"

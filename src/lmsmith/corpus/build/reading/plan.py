@@ -134,6 +134,7 @@ def _state(place: str, known: Mapping[str, Any], hashes: dict[str, Any]) -> tupl
         system, path = fsspec.core.url_to_fs(place)
         about = system.info(path)
         mark = [str(about.get(name, "")) for name in ("size", "ETag", "mtime", "LastModified")]
+        mark.append(str(system.ukey(path)))  # what this kind of storage has to tell a change by
         return int(about["size"] or 0), fingerprint(mark)
     status = Path(place).stat()
     stamp = [status.st_size, status.st_mtime_ns]
