@@ -143,13 +143,12 @@ def test_distillation_reads_the_shards_and_continues_their_documents(
     built = json.loads((tmp_path / "built/corpus.json").read_text())
     tokens = sum(source["tokens"] for source in built["sources"].values())
     assert metrics["parameters"] < metrics["teacher_parameters"]
-    written = [json.loads(line) for line in (stages.inputs["distil"] / "written.jsonl").open()]
+    lines = (stages.inputs["distil"] / "written.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
     assert len(written) == 4
     # The prompts are beginnings of the corpus's documents, its sources in turn.
     assert [row["id"] for row in written] == ["a:0", "b:0", "a:1", "a:2"]
-    stages = Stages(
-        recipe, tmp_path / "own", "data.documents=[]", *DISTIL, "distil.written_texts=0"
-    )
+    stages = Stages(recipe, tmp_path / "own", "data.documents=[]", "distil.written_texts=0")
     stages.run(data)
     stages.inputs["pretrain"] = tmp_path / "run/pretrain"
     assert stages.run(distil)["rows"] == -(-tokens // 16)

@@ -152,6 +152,7 @@ def _show_figures(found: dict[str, Any]) -> None:
             [f"{script} {100 * share:.1f} %" for script, share in scripts if share >= 5e-4],
             [f"{language} {count:,}" for language, count in languages],
             [f"mean {score} {value:.3f}" for score, value in about["scores"].items()],
+            [f"removed by {step}: {_counts(by)}" for step, by in about["duplicates"].items()],
         )
         said = "; ".join(", ".join(part[:6]) for part in parts if part)
         if said:
@@ -159,6 +160,10 @@ def _show_figures(found: dict[str, Any]) -> None:
     vocabulary = found["vocabulary"]
     print(f"vocabulary: {vocabulary['used']:,} of {vocabulary['size']:,} tokens are used")
     print(f"held out: {found['held_out']:,} documents")
+
+
+def _counts(found: dict[str, int]) -> str:
+    return " ".join(f"{name} {count:,}" for name, count in list(found.items())[:6])
 
 
 def _show_difference(found: dict[str, Any]) -> None:

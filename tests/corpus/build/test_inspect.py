@@ -181,6 +181,10 @@ def test_statistics_are_those_of_the_record(
         assert sum(about["scripts"].values()) == pytest.approx(1)
         assert 0 < about["scores"]["quality"] < 1
     assert found["sources"]["books"]["scripts"].keys() == {"Latin", "Han"}
+    removed = pq.read_table(folder / "out" / REMOVED_FILE).to_pylist()
+    for step in ("exact", "near-duplicates"):
+        expected = Counter(row["language"] for row in removed if row["step"] == step)
+        assert found["sources"]["crawl"]["duplicates"][step] == expected
     used = {token for _, ids in texts.values() for token in ids}
     assert found["vocabulary"]["used"] == len(used)
     assert scripts(iter(["abc Ωμ!1", "д 学"])) == {
@@ -234,6 +238,7 @@ def test_the_page_is_of_the_folder_alone_and_escapes_the_texts(folder: Path) -> 
     near = json.loads((out / "corpus.json").read_text())["figures"]["near_duplicates"]
     assert near["precision"] == near["recall"] == 1
     assert near["removed"] > 0
+    assert re.search(r"<th scope=\"row\">books</th>.*Latin [\d.]+\s%, Han [\d.]+\s%", html)
     assert f"{near['removed']} of {near['removed']} removed documents have a duplicate" in html
     assert "a file without text" in html or "broken.txt" in html
     for title in ("Quality classifier", "Duplicates", "Languages", "Personal data", "Mixture"):

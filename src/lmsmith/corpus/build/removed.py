@@ -11,6 +11,9 @@ from lmsmith.corpus.build.chunks import read_removed, removed_table
 from lmsmith.corpus.build.document import Removed
 from lmsmith.corpus.finished import REMOVED_FILE
 
+DUPLICATES = ("exact", "near-duplicates")
+"""Steps whose reasons name the document that stays."""
+
 _ROWS = 4096
 """Rows in memory at a time."""
 

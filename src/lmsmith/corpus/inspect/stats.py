@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.corpus.build.document import digest
+from lmsmith.corpus.build.removed import DUPLICATES, all_removed
 from lmsmith.corpus.inspect.documents import CorpusDocuments, Part
 
 SAMPLED = 400
@@ -31,12 +32,14 @@ def statistics(corpus: CorpusDocuments) -> dict[str, Any]:
     Returns:
         ``sources``: name → documents, bytes, tokens, ``bytes_per_token``, quantiles of
         ``tokens_per_document``, ``languages`` (documents), ``scripts`` (shares of the letters),
-        ``scores`` (mean of each). ``vocabulary``: size of the tokenizer's, and how many of its
+        ``scores`` (mean of each), ``duplicates`` (step → language → documents removed).
+        ``vocabulary``: size of the tokenizer's, and how many of its
         tokens the corpus uses.
     """
     sources: dict[str, list[Part]] = {}
     for part in corpus.parts:
         sources.setdefault(part.source, []).append(part)
+    doubles = duplicates(corpus)
     size = corpus.tokenizer.vocabulary_size
     counts = np.zeros(size, np.int64)
     for part in corpus.parts:
@@ -46,7 +49,10 @@ def statistics(corpus: CorpusDocuments) -> dict[str, Any]:
         "corpus": str(corpus.finished.folder.parent),
         "tokens": corpus.tokens,
         "held_out": corpus.finished.record["validation_documents"],
-        "sources": {name: _source(corpus, parts) for name, parts in sources.items()},
+        "sources": {
+            name: {**_source(corpus, parts), "duplicates": doubles.get(name, {})}
+            for name, parts in sources.items()
+        },
         "vocabulary": {"size": size, "used": int(np.count_nonzero(counts))},
     }
 
@@ -73,6 +79,19 @@ def _source(corpus: CorpusDocuments, parts: Sequence[Part]) -> dict[str, Any]:
         "languages": {name: count for name, count in languages.most_common() if name},
         "scripts": scripts(sampled_texts(corpus, parts)),
         "scores": {name: total / count for name, (total, count) in scores.items()},
+    }
+
+
+def duplicates(corpus: CorpusDocuments) -> dict[str, dict[str, dict[str, int]]]:
+    """Source → step → language → documents that were removed as another's duplicates."""
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for row in all_removed(corpus.finished.folder.parent):
+        if row.step in DUPLICATES:
+            steps = found.setdefault(row.source, {})
+            steps.setdefault(row.step, Counter())[row.language or "und"] += 1
+    return {
+        source: {step: dict(counts.most_common()) for step, counts in sorted(steps.items())}
+        for source, steps in found.items()
     }
 
 

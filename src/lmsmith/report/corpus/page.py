@@ -14,6 +14,7 @@ from lmsmith.corpus.build.duplicate_ids import duplicate_id_warnings
 from lmsmith.corpus.build.mixture import MANY_EPOCHS
 from lmsmith.corpus.finished import BUILD_FILE
 from lmsmith.corpus.inspect.documents import CorpusDocuments
+from lmsmith.corpus.inspect.stats import statistics
 from lmsmith.report import numbers
 from lmsmith.report.corpus.figures import GPT3_SHARE, scores, share_words
 from lmsmith.report.corpus.flow import (
@@ -27,6 +28,9 @@ from lmsmith.report.corpus.flow import (
 from lmsmith.report.corpus.removals import Removals, add_kept_examples
 from lmsmith.report.run import facts
 from lmsmith.report.run.page import write_page
+
+LEAST_SHARE = 0.0005
+"""Of a script among the letters, for the page to name it."""
 
 PERSONAL = {
     "mail": "mail addresses",
@@ -97,6 +101,7 @@ def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any
         "mixture": record.get("mixture", []),
         "many_epochs": MANY_EPOCHS,
         "sources": record["sources"],
+        "texts": _texts(corpus),
         "held_out": record["validation_documents"],
         "duplicate_ids": list(
             duplicate_id_warnings(record.get("figures", {}).get("duplicate_ids", {}))
@@ -112,6 +117,23 @@ def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any
         "hardware": facts.describe_machine(build["hardware"]),
         "versions": [(k, v) for k, v in facts.flatten(build["versions"]) if k != "python"],
     }
+
+
+def _texts(corpus: CorpusDocuments) -> list[tuple[str, float | None, str, str]]:
+    """(source, bytes per token, scripts, duplicates that were removed by language)."""
+    rows = []
+    for name, about in statistics(corpus)["sources"].items():
+        scripts = [
+            f"{script} {numbers.percent(share, 1)}"
+            for script, share in about["scripts"].items()
+            if share >= LEAST_SHARE
+        ]
+        removed: Counter[str] = Counter()
+        for counts in about["duplicates"].values():
+            removed.update(counts)
+        languages = [f"{language} {count:,}" for language, count in removed.most_common(6)]
+        rows.append((name, about["bytes_per_token"], ", ".join(scripts), ", ".join(languages)))
+    return rows
 
 
 def _by_source(counts: Counter[str]) -> str:

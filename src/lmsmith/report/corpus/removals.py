@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lmsmith.corpus.build.document import Removed, digest
-from lmsmith.corpus.build.removed import all_removed
+from lmsmith.corpus.build.removed import DUPLICATES, all_removed
 from lmsmith.corpus.inspect.documents import CorpusDocuments
 from lmsmith.corpus.inspect.stats import drawn
 
@@ -33,9 +33,6 @@ MOST_OF_A_CUT = 500
 
 SKIPPED = 60
 """Skipped files that are listed."""
-
-DUPLICATES = ("exact", "near-duplicates")
-"""Steps whose reasons name the document that stays."""
 
 
 @dataclass(frozen=True)
