@@ -3,6 +3,7 @@
 Everything planted is known, so recall and precision are exact. The peers remove near-duplicates
 with equal parameters (shingles of 5 words, bands, rows), each in a process of its own, one after
 the other; seconds are of the wall, and of the processor, which other programs disturb less.
+Tokenising and the time of several workers use all cores: nothing else should run then.
 
     python -m venv PEERS
     PEERS/bin/pip install "datatrove[processing]==0.10.*" orjson datasketch "rensa==0.5.*"
@@ -30,7 +31,7 @@ from lmsmith.cli.output import print_json
 from lmsmith.corpus.build.minhash import share_probability
 from lmsmith.corpus.words import normal_words
 from lmsmith.evaluation.contamination import task_texts
-from lmsmith.runs.stage_folder import describe_hardware
+from lmsmith.runs.stage_folder import available_cores, describe_hardware
 
 HERE = Path(__file__).parent
 PEERS = ("datatrove", "datasketch", "rensa")
@@ -113,6 +114,24 @@ def longest_texts(tasks: Sequence[str], data: Sequence[str]) -> list[str]:
     return [text for text in found.values() if len(normal_words(text)) >= WORDS]
 
 
+def tokenising(corpus: Path, folder: Path, megabytes: float, cores: int) -> dict[str, Found]:
+    """The builder's shards, and the `tokenizers` library alone, with so many cores each."""
+    folder.mkdir()
+    found: dict[str, Found] = {}
+    for name in ("shards", "library"):
+        given = (corpus, folder, "--workers", cores)
+        side = run(sys.executable, "corpus_tokens.py", name, *given)
+        wall, processor = side["seconds"]["tokens"]
+        speeds = {
+            "mb_per_second": megabytes / wall,
+            "mb_per_processor_second": megabytes / processor,
+        }
+        found[name] = {"tokens": side["tokens"], "cores": cores, **speeds}
+    for row in found.values():
+        row["ratio"] = found["shards"]["mb_per_second"] / row["mb_per_second"]
+    return found
+
+
 def exponent(small: float, large: float, times: float) -> float:
     """e of seconds = c · size^e, by two sizes."""
     return math.log(large / small) / math.log(times)
@@ -133,6 +152,11 @@ def show(result: Found) -> None:
         both = (f"{row[k]:,.1f}" for k in ("mb_per_second", "mb_per_processor_second"))
         last = (f"{row['peak_memory_mb']:,.0f}", f"{row['recall']:.4f}", f"{row['precision']:.4f}")
         table.add_row(name, *both, f"{row['ratio']:.2f}", *last)
+    console.print(table)
+    table = Table("tokenising", "MB/s", "MB per processor second", "lmsmith / it", "tokens")
+    for name, row in result["tokenising"].items():
+        both = (f"{row[k]:,.1f}" for k in ("mb_per_second", "mb_per_processor_second"))
+        table.add_row(name, *both, f"{row['ratio']:.2f}", f"{row['tokens']:,}")
     console.print(table)
     for name in ("found", "figures"):
         for key, value in result[name].items():
@@ -176,9 +200,9 @@ def main(
             items.write_text(json_module.dumps(planted.items), "utf-8")
             return planted, corpus, items
 
-        def ours(corpus: Path, items: Path, steps: str) -> Found:
+        def ours(corpus: Path, items: Path, steps: str, workers: int = workers) -> Found:
             given = ("--items", items, "--workers", workers, "--bands", bands, "--rows", rows)
-            paths = ("--corpus", corpus, "--folder", corpus.parent / steps)
+            paths = ("--corpus", corpus, "--folder", corpus.parent / f"{steps}-{workers}")
             return run(sys.executable, "corpus_ours.py", *paths, *given, "--steps", steps)
 
         planted, corpus, items = planted_in(megabytes)
@@ -190,6 +214,9 @@ def main(
             place.mkdir()
             given = (peer, corpus, place, "--bands", bands, "--rows", rows)
             sides[peer] = run(peers, "corpus_peers.py", *given)
+        cores = available_cores()
+        tokens = tokenising(corpus, folder / "tokens", size, cores)
+        both = ours(corpus, items, "all", cores) if cores > workers else None
         large = None
         if growth > 1:
             big, corpus, items = planted_in(megabytes * growth)
@@ -227,7 +254,16 @@ def main(
         found = other_quality(planted, whole["removed"]) | {
             "near_by_similarity": rows_of["lmsmith"]["found_by_similarity"]
         }
-        result = {"steps": parts, "near_duplicates": rows_of, "found": found, "figures": figures}
+        if both:
+            wall = totals[0] / sum(each[0] for each in both["seconds"].values())
+            figures[f"times_as_fast_with_{cores}_workers"] = wall
+        result = {
+            "steps": parts,
+            "near_duplicates": rows_of,
+            "tokenising": tokens,
+            "found": found,
+            "figures": figures,
+        }
     if json:
         print_json(result)
     else:
