@@ -90,7 +90,7 @@ def main(
     shape = f"layers={layers},width={width},heads={width // 64}"
     found = {}
     for name, steps in ARMS.items():
-        corpus = built(out, name, steps, raw, pareto)
+        corpus = built(out, name, steps, raw, pareto, threads)
         source = corpus["sources"]["raw"]
         found[name] = {
             "documents": corpus["steps"]["read"]["raw"]["documents_out"],
@@ -180,13 +180,14 @@ def blocks_of(article: str) -> Iterator[str]:
 
 
 def built(
-    out: Path, name: str, steps: dict[str, Any], raw: Sequence[str], pareto: float
+    out: Path, name: str, steps: dict[str, Any], raw: Sequence[str], pareto: float, threads: int
 ) -> dict[str, Any]:
     """The corpus of an arm: the crawl alone, with the first arm's tokenizer."""
     hidden, curated = (str((out / f"{each}.jsonl").absolute()) for each in ("hidden", "curated"))
     paths = {"raw": [*(str(Path(each).absolute()) for each in raw), hidden], "curated": [curated]}
     recipe: dict[str, Any] = {
         "out": name,
+        "workers": threads,
         "sources": {
             source: {
                 "paths": given,

@@ -2,11 +2,14 @@
 
 Words are drawn from a vocabulary by Zipf's law. Of every hundred documents some are exact
 duplicates, near-duplicates of a known Jaccard similarity, junk of a kind, or hold a task's item.
+
+    python benchmarks/planted.py FILE.jsonl MEGABYTES
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,3 +147,7 @@ def _texts(writer: Writer, draw: random.Random, planted: Planted) -> Iterator[st
             changed, jaccard = near_duplicate(words, draw.choice(SIMILARITIES), writer)
             planted.near.append((name, copy, jaccard))
             yield text_of(changed)
+
+
+if __name__ == "__main__":
+    print(f"{plant(Path(sys.argv[1]), float(sys.argv[2]), seed=0).documents:,} documents")

@@ -9,6 +9,7 @@ from typing import Any
 from lmsmith import corpora
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
+from lmsmith.core.format import format_size
 from lmsmith.core.terminal import in_one_line, visible
 
 
@@ -41,6 +42,11 @@ def _show(result: corpora.BuiltCorpus) -> None:
     if (near := record["figures"].get("near_duplicates")) is not None:
         print(f"near-duplicates, a sample against all: {_near_words(near)}")
     print(f"held out: {record['validation_documents']:,} documents")
+    worker, own = (
+        format_size(record["build"][name])
+        for name in ("peak_memory_bytes_of_a_worker", "peak_memory_bytes")
+    )
+    print(f"memory: at most {worker} a worker, {own} the process that directs them")
     print(f"corpus: {result.folder}")
     print(f"report: {result.report}")
     print(f"next: lmsmith run RECIPE, with [data] shards = {shlex.quote(str(result.folder))}")

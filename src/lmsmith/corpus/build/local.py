@@ -120,8 +120,9 @@ class LocalEngine(Recorded):
         self.seconds: dict[str, float] = _seconds_in(folder)
 
     def about(self) -> dict[str, Any]:
-        """The number of workers."""
-        return {"name": "local", "workers": self._pool.workers}
+        """The number of workers, and the most memory that one of them needed."""
+        peak = self._pool.peak_memory_bytes
+        return {"name": "local", "workers": self._pool.workers, "peak_memory_bytes": peak}
 
     def close(self) -> None:
         """End the workers."""

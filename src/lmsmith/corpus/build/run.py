@@ -52,6 +52,7 @@ from lmsmith.runs.stage_folder import (
     describe_hardware,
     describe_versions,
     git_commit,
+    peak_memory_bytes,
 )
 
 WORK_FOLDER = "work"
@@ -173,11 +174,13 @@ class _Build:
         removed = (row for data in checkpoints for row in self.engine.removed(data))
         write_all_removed(out, removed)
         write_json(out / CORPUS_FILE, record)
+        engine = self.engine.about()
         build = {
             "stages": self.stages,
             "operations": {name: round(took, 3) for name, took in self.engine.seconds.items()},
-            "peak_memory_bytes_of_a_worker": memory,
-            "engine": self.engine.about(),
+            "peak_memory_bytes_of_a_worker": max(memory, engine.get("peak_memory_bytes", 0)),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "engine": engine,
             "git_commit": git_commit(),
             "versions": describe_versions(),
             "hardware": describe_hardware(),

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from lmsmith.core.errors import UserError
 from lmsmith.runs.signals import stop_if_requested
+from lmsmith.runs.stage_folder import peak_memory_bytes
 
 _LENGTH = 8
 _PR_SET_PDEATHSIG = 1
@@ -57,10 +58,14 @@ class Pool:
 
     No worker imports the program's main module, so a script needs no guard. A worker ends when
     the pipe from its parent does, even if the parent was killed.
+
+    Attributes:
+        peak_memory_bytes: the most that a worker had resident until the end of its last task.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.peak_memory_bytes = 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def run(
@@ -75,7 +80,9 @@ class Pool:
         if self.workers == 1 or len(tasks) < 2:
             for place, task in enumerate(tasks):
                 stop_if_requested()
-                yield place, function(*task)
+                result = function(*task)
+                self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes())
+                yield place, result
             return
         while len(self._processes) < self.workers:
             self._processes.append(_start())
@@ -117,9 +124,10 @@ class Pool:
         stream = self._processes[number].stdout
         assert stream is not None
         try:
-            outcome, value = _receive(stream)
+            outcome, value, peak = _receive(stream)
         except EOFError as error:
             raise self._lost(number) from error
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
         if outcome == "done":
             return value
         raise value
@@ -179,7 +187,7 @@ def serve() -> None:
         except Exception as error:
             outcome = ("failed", _sendable(error))
         try:
-            _send(replies, outcome)
+            _send(replies, (*outcome, peak_memory_bytes()))
         except BrokenPipeError:
             return
 
