@@ -92,3 +92,23 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in left_out and "work" not in path.parts
     }
+
+
+def save_random_classifier(folder: Path) -> None:
+    """A fine-tuned classifier of random weights, sharp enough to disagree about texts."""
+    import torch
+
+    from lmsmith.models.classifier import Classifier, ClassifierConfig
+    from lmsmith.models.config import ModelConfig
+    from lmsmith.models.folder import save_model
+    from tiny_models import TEXTS, random_decoder
+
+    tokenizer = Tokenizer.train(TEXTS, 300)
+    shape = ModelConfig(1, 16, 2, 32, tokenizer.vocabulary_size)
+    model = Classifier(ClassifierConfig(shape, "tone", labels=("fine", "harmful"), length=32))
+    model.decoder.load_state_dict(random_decoder(shape).state_dict())
+    model.initialise_head(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3
+    save_model(folder, model, tokenizer, {})

@@ -9,19 +9,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from corpus.build.conftest import content as all_content
+from corpus.build.conftest import save_random_classifier
 from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build.recipe import load_corpus_recipe
 from lmsmith.evaluation.harmful_text import fine_tuned_scorer
-from lmsmith.models.classifier import Classifier, ClassifierConfig
-from lmsmith.models.config import ModelConfig
-from lmsmith.models.folder import save_model
-from lmsmith.tokenizers import Tokenizer
-from tiny_models import TEXTS, random_decoder
 
 RECIPE = """
 out = "out"
@@ -97,18 +92,9 @@ def test_examples_train_a_classifier(recipe: Path) -> None:
 
 
 @pytest.fixture
-def classifier(tmp_path: Path) -> Path:
-    """A fine-tuned classifier of random weights, sharp enough to disagree about texts."""
-    tokenizer = Tokenizer.train(TEXTS, 300)
-    shape = ModelConfig(1, 16, 2, 32, tokenizer.vocabulary_size)
-    model = Classifier(ClassifierConfig(shape, "tone", labels=("fine", "harmful"), length=32))
-    model.decoder.load_state_dict(random_decoder(shape).state_dict())
-    model.initialise_head(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 3
-    save_model(tmp_path / "toxic", model, tokenizer, {})
-    return tmp_path / "toxic"
+def classifier(recipe: Path) -> Path:
+    save_random_classifier(recipe.parent / "toxic")
+    return recipe.parent / "toxic"
 
 
 @pytest.mark.parametrize("label", ["", "fine"])

@@ -17,9 +17,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from corpus.build.conftest import Build
+from corpus.build.conftest import Build, save_random_classifier
 from corpus.build.conftest import content as all_content
 from lmsmith.core.errors import UserError
+from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build.reading import plan
 from lmsmith.corpus.build.recipe import load_corpus_recipe
 
@@ -40,6 +41,9 @@ paths = ["books"]
 curated = true
 [clean]
 boilerplate = true
+[harmful]
+examples = ["harmful"]
+harmless = ["harmless"]
 [quality.classifier]
 enabled = true
 feature_bits = 10
@@ -53,6 +57,7 @@ validation = 0.1
 """
 
 AGAIN = "Accept all of the cookies of this site to go on."
+HARM = "zuzzu " * 60
 SYLLABLES = [first + last for first in "bdfghklmnprstvz" for last in "aeiou"]
 
 
@@ -75,7 +80,8 @@ def content(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A crawl with doubles, near-duplicates, a line that comes again and a broken row; books."""
+    """A crawl with doubles, near-duplicates, a line that comes again, harmful and broken rows, and
+    ids that come again; books; examples of harm."""
     monkeypatch.setattr(plan, "ITEM_BYTES", 20_000)  # several files are several tasks
     (tmp_path / "crawl").mkdir()
     (tmp_path / "books").mkdir()
@@ -84,10 +90,15 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         rows = [text(number) for number in numbers]
         rows += [f"{text(number)}\nonce more" for number in numbers[:4]]
         rows += [f"{AGAIN}\n{text(-1 - number)}" for number in numbers[:4]]
-        lines = [json.dumps({"text": row}) for row in rows]
+        rows += [f"{HARM} {text(900 + number)}" for number in numbers[:2]]
+        lines = [json.dumps({"text": row, "id": f"row {n}"}) for n, row in enumerate(rows)]
         (tmp_path / f"crawl/{file}.jsonl").write_text("\n".join([*lines, "broken"]) + "\n")
     for number in range(40):
         (tmp_path / f"books/{number:02d}.txt").write_text(text(7 * number))
+    for folder, begin in (("harmful", HARM), ("harmless", "")):
+        (tmp_path / folder).mkdir()
+        for number in range(12):
+            (tmp_path / folder / f"{number}.txt").write_text(f"{begin} {text(2000 + number)}")
     (tmp_path / "corpus.toml").write_text(RECIPE)
     return tmp_path / "corpus.toml"
 
@@ -98,7 +109,11 @@ def test_both_engines_make_the_same_bytes(corpus: Path, build: Build) -> None:
     build(corpus, "engine=local", "out=local")
     assert content(corpus.parent / "out") == content(corpus.parent / "local")
     removed = {step for step, found in record["steps"].items() if "removed" in str(found)}
-    assert {"read", "exact", "near-duplicates"} <= removed
+    assert {"read", "harmful-score", "exact", "near-duplicates"} <= removed
+    figures = record["figures"]
+    assert figures["duplicate_ids"]["crawl"]["documents"] > 90
+    assert figures["near_duplicates"]["pairs"] > 0
+    assert figures["near_duplicates"]["precision"] == 1
     assert (
         record["steps"]["lines"]["crawl"]["bytes_out"]
         < record["steps"]["lines"]["crawl"]["bytes_in"]
@@ -151,6 +166,20 @@ def killing(original: Callable[..., Iterator[Any]], mark: str, victim: str) -> C
             os.kill(int(parent), signal.SIGKILL)
 
     return task
+
+
+@needs_spark
+def test_executors_judge_by_a_fine_tuned_classifier(corpus: Path) -> None:
+    save_random_classifier(corpus.parent / "toxic")
+    named = ["harmful.examples=[]", "harmful.harmless=[]", "harmful.classifier=toxic"]
+    for engine in ("spark", "local"):
+        settings = [*named, f"engine={engine}", f"out={engine}", "harmful.threshold=0.6"]
+        record = build_corpus(str(corpus), set=settings, quiet=True).record
+        counts = record["steps"]["harmful-score"]["crawl"]
+        assert 0 < counts["documents_out"] < counts["documents_in"]
+    files = (content(corpus.parent / each) for each in ("spark", "local"))
+    one, other = ({k: v for k, v in each.items() if k != "report.html"} for each in files)
+    assert one == other
 
 
 @needs_spark

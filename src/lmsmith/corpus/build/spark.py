@@ -328,7 +328,8 @@ class SparkEngine(Recorded):
             return None
         folder = getattr(broadcast, "path", None)
         if isinstance(folder, Path) and folder.is_dir():
-            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+            found = sorted(path for path in folder.iterdir() if path.is_file())
+            files = {path.name: path.read_bytes() for path in found}
             broadcast = self._tasks.SentFolder(broadcast, files)
         return self._context.broadcast(broadcast)
 
