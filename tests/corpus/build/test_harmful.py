@@ -80,6 +80,7 @@ EXAMPLES = ('harmful.examples=["bad"]', 'harmful.harmless=["good"]')
 def test_examples_train_a_classifier(recipe: Path) -> None:
     record = build(recipe, *EXAMPLES)
     assert record["figures"]["harmful_classifier"]["auc"] == 1.0
+    assert "held-out ones is 1.000" in (recipe.parent / "out/report.html").read_text()
     kept = scores(recipe.parent / "out")
     assert sorted(kept) == [f"{n:02d}.txt" for n in range(30) if n % 3]
     assert max(kept.values()) < 0.5

@@ -80,6 +80,7 @@ def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any
         "title_of": title_of,
         "reasons": dict(sorted(by_step.items(), key=lambda each: order.get(each[0], 0))),
         "classifier": classifier,
+        "harmful": record.get("figures", {}).get("harmful_classifier"),
         "share": share_words(classifier.share) if classifier else "",
         "left": share_words(classifier.left) if classifier else "",
         "gpt3_share": share_words(GPT3_SHARE),
