@@ -12,6 +12,7 @@ import pytest
 
 from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_json
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import PretrainingBatches, read_mixture
@@ -148,15 +149,16 @@ def test_distillation_reads_the_shards_and_continues_their_documents(
     assert len(written) == 4
     # The prompts are beginnings of the corpus's documents, its sources in turn.
     assert [row["id"] for row in written] == ["a:0", "b:0", "a:1", "a:2"]
-    stages = Stages(recipe, tmp_path / "own", "data.documents=[]", "distil.written_texts=0")
+    own = ("data.documents=[]", "distil.written_texts=0", "distil.tokens=1024")
+    stages = Stages(recipe, tmp_path / "own", *own)
     stages.run(data)
     stages.inputs["pretrain"] = tmp_path / "run/pretrain"
     assert stages.run(distil)["rows"] == -(-tokens // 16)
     # The corpus's tokenizer must be the teacher's.
-    other = Tokenizer.train(["something else entirely"], 270)
-    other.save(tmp_path / "run/pretrain/model")
-    stages = Stages(recipe, tmp_path / "other", "data.documents=[]")
-    stages.inputs = {"data": tmp_path / "own/data", "pretrain": tmp_path / "run/pretrain"}
+    Tokenizer.train(["something else entirely"], 300).save(tmp_path / "other")
+    about = tmp_path / "own/data/corpus_shards.json"
+    about.write_text(json.dumps(read_json(about) | {"tokenizer": str(tmp_path / "other")}))
+    stages.folder = tmp_path / "again"
     with pytest.raises(UserError, match="another tokenizer"):
         stages.run(distil)
 
