@@ -57,16 +57,16 @@ def count_words(texts: Sequence[str]) -> WordCounts:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
     offset_t = np.cumsum(lengths) - lengths
     first_t = np.append(np.searchsorted(starts, offset_t), len(starts))
-    has_letter = np.zeros(0, np.uint8)
+    letters_w: NDArray[Any] = np.zeros(0, np.uint8)
     if len(starts):
-        has_letter = np.bitwise_or.reduceat(kinds, starts) & _LETTER
+        letters_w = np.bitwise_or.reduceat(kinds, starts) & _LETTER
     unspaced_t = np.zeros(len(texts), np.int64)
     if codes.dtype != np.uint8 and len(texts):
         unspaced_t = np.add.reduceat(kinds >= _UNSPACED, offset_t, dtype=np.int64)
     return WordCounts(
         np.diff(first_t),
         _sums(ends - starts, first_t),
-        _sums(has_letter == 0, first_t),
+        _sums(letters_w == 0, first_t),
         unspaced_t,
         _stop_words(codes, starts, ends - starts, first_t),
     )
@@ -74,8 +74,9 @@ def count_words(texts: Sequence[str]) -> WordCounts:
 
 def _sums(values_w: NDArray[Any], first_t: Places) -> Places:
     """(texts) the sum over the words of each text."""
-    until = np.append(0, np.cumsum(values_w, dtype=np.int64))
-    return until[first_t[1:]] - until[first_t[:-1]]
+    until: Places = np.append(0, np.cumsum(values_w, dtype=np.int64))
+    sums: Places = until[first_t[1:]] - until[first_t[:-1]]
+    return sums
 
 
 def _stop_words(codes: NDArray[Any], starts: Places, sizes_w: Places, first_t: Places) -> Places:
