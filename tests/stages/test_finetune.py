@@ -14,13 +14,14 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.corpus.labelled.task import read_examples
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.folder import load_classifier, save_model
+from lmsmith.models.folder import load_classifier, load_decoder, load_tokenizer, save_model
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.finetune import FinetuneConfig, run
+from lmsmith.stages.finetune import FinetuneConfig, make_classifier, run
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
@@ -109,6 +110,54 @@ def test_the_model_is_saved_with_its_labels_and_without_dropout(
     assert model.config.task == "tone"
     assert model.config.model.dropout == 0.0
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("own", "set_to", "taken"), [(0.0, -1, 0.0), (0.2, -1, 0.2), (0.2, 0, 0.0)]
+)
+def test_dropout_is_what_the_base_was_pretrained_with(
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: float,
+    set_to: float,
+    taken: float,
+) -> None:
+    decoder = load_decoder(base / "model")
+    config = replace(decoder.config, dropout=own)
+    given = Decoder(config)
+    given.load_state_dict(decoder.state_dict())
+    save_model(tmp_path / "base/model", given, load_tokenizer(base / "model"), {})
+    seen: list[float] = []
+    monkeypatch.setattr(Decoder, "set_dropout", lambda self, p: seen.append(p))
+    task = str(task_file(tmp_path, ROWS))
+    run(
+        replace(CONFIG, task=task, dropout=set_to, epochs=1),
+        {"base": tmp_path / "base"},
+        stage_folder(tmp_path / "out"),
+    )
+    assert seen == [taken, 0.0]
+
+
+def test_control_tokens_begin_as_the_end_of_a_text(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base / "model")
+    config = replace(CONFIG, task=str(task_file(tmp_path, ROWS)))
+    located = config.located()
+    made = [
+        make_classifier(
+            replace(config, pretrained=pretrained),
+            located.task,
+            read_examples(located),
+            base / "model",
+            tokenizer,
+            seed=1,
+        )
+        for pretrained in (True, False)
+    ]
+    ends = [model.decoder.token_embedding.weight[tokenizer.end_of_text] for model in made]
+    assert torch.equal(made[0].controls.weight[1], ends[0])
+    assert torch.equal(made[0].controls.weight[2], ends[0])
+    assert not torch.equal(made[1].controls.weight[2], ends[1])
 
 
 @pytest.mark.parametrize("rank", [0, 2])
