@@ -23,6 +23,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build.reading import plan
 from lmsmith.corpus.build.recipe import load_corpus_recipe
+from lmsmith.evaluation.harmful_text import fine_tuned_scorer
 
 needs_spark = pytest.mark.skipif(
     find_spec("pyspark") is None or shutil.which("java") is None,
@@ -171,9 +172,11 @@ def killing(original: Callable[..., Iterator[Any]], mark: str, victim: str) -> C
 @needs_spark
 def test_executors_judge_by_a_fine_tuned_classifier(corpus: Path) -> None:
     save_random_classifier(corpus.parent / "toxic")
+    scores = fine_tuned_scorer(str(corpus.parent / "toxic")).scores([text(n) for n in range(41)])
     named = ["harmful.examples=[]", "harmful.harmless=[]", "harmful.classifier=toxic"]
     for engine in ("spark", "local"):
-        settings = [*named, f"engine={engine}", f"out={engine}", "harmful.threshold=0.6"]
+        threshold = f"harmful.threshold={sorted(scores)[20]}"
+        settings = [*named, f"engine={engine}", f"out={engine}", threshold]
         record = build_corpus(str(corpus), set=settings, quiet=True).record
         counts = record["steps"]["harmful-score"]["crawl"]
         assert 0 < counts["documents_out"] < counts["documents_in"]
