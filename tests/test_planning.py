@@ -53,7 +53,7 @@ def test_other_gpus_are_refused(text: str) -> None:
     assert "8xH100" in error.value.fix
 
 
-@pytest.mark.parametrize("name", ["gpt3-125m", "gpt3-175b"])
+@pytest.mark.parametrize("name", ["gpt3-6.7b", "gpt3-175b"])
 def test_gpt3s_sizes(name: str) -> None:
     (stage,) = lmsmith.plan(name, gpus="8xH100", nodes=2, share=0.5, price=2.0).stages
     shape = PRESETS[name].config
@@ -63,6 +63,24 @@ def test_gpt3s_sizes(name: str) -> None:
     assert stage.tokens_per_second == pytest.approx(speed)
     assert stage.days == pytest.approx(300e9 / speed / 86_400)
     assert stage.cost == pytest.approx(stage.days * 24 * 16 * 2)
+
+
+def test_a_tiny_models_speed_is_bound_by_launches(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 40 % of an H100's peak it would train on 35 million tokens a second."""
+    (tiny,) = lmsmith.plan(recipe, gpus="H100").stages
+    (few,) = lmsmith.plan(recipe, gpus="H100", set=["pretrain.micro_batch_size=1"]).stages
+    (large,) = lmsmith.plan("gpt3-6.7b", gpus="8xH100").stages
+    assert (tiny.bound_by, few.bound_by, large.bound_by) == ("launches", "launches", "peak")
+    assert tiny.tokens_per_second is not None
+    assert few.tokens_per_second is not None
+    assert few.tokens_per_second < tiny.tokens_per_second / 10
+    # 4 layers: a few hundred operations for 64 rows of 256 tokens
+    assert 64 * 256 / 1e-5 / 1000 < tiny.tokens_per_second < 64 * 256 / 1e-5 / 100
+    assert cli.main(["plan", recipe, "--gpus", "H100"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "take longer to start than to compute" in said
 
 
 def test_the_settings_that_are_named_make_it_fit(recipe: str) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmsmith.core.errors import UserError
 from lmsmith.options import documented
@@ -25,6 +25,9 @@ GPT3_BATCHES = {
 
 GPT3_TOKENS = 300_000_000_000
 """Tokens that each of the eight sizes was trained on (section 2.1)."""
+
+LAUNCH_SECONDS = 1e-5
+"""What a program in Python takes to start an operation on a GPU, roughly; smaller ones wait."""
 
 GIGABYTE = 1_000_000_000
 """A GPU of "80 GB" has 7 % more bytes, which its context, NCCL and fragments take."""
@@ -72,6 +75,8 @@ class StagePlan:
         gpus_needed: how many of the same GPUs do with all of these settings; 0: no number.
         tokens: trained on in all; 0 where the data says how many.
         tokens_per_second: of all GPUs.
+        bound_by: ``peak``, or ``launches`` where starting the operations takes longer than
+            computing them at that share: the figure is then rough.
         days, cost: of all tokens.
     """
 
@@ -86,6 +91,7 @@ class StagePlan:
     gpus_needed: int = 0
     tokens: int = 0
     tokens_per_second: float | None = None
+    bound_by: Literal["", "peak", "launches"] = ""
     days: float | None = None
     cost: float | None = None
 
@@ -316,10 +322,26 @@ def _planned(recipe: Recipe, need: _Need, gpus: Gpus, share: float, price: float
     )  # fmt: skip
     if not need.tokens or recipe.machine.precision == "fp32":
         return found
-    speed = gpus.count * gpus.peak * share / config.training_flops_per_token()
+    at_peak = gpus.count * gpus.peak * share / config.training_flops_per_token()
+    by_launches = _launched_tokens_per_second(need.step, gpus)
+    speed = min(at_peak, by_launches)
     days = need.tokens / speed / SECONDS_A_DAY
-    cost = days * 24 * gpus.count * price if price else None
-    return replace(found, tokens=need.tokens, tokens_per_second=speed, days=days, cost=cost)
+    return replace(
+        found,
+        tokens=need.tokens,
+        tokens_per_second=speed,
+        bound_by="peak" if at_peak <= by_launches else "launches",
+        days=days,
+        cost=days * 24 * gpus.count * price if price else None,
+    )
+
+
+def _launched_tokens_per_second(step: Step, gpus: Gpus) -> float:
+    """Tokens a second of all GPUs where starting the operations is what takes time."""
+    from lmsmith.training.memory import step_operations
+
+    seconds = step_operations(step) * LAUNCH_SECONDS
+    return gpus.count * step.passes * step.rows * step.length / seconds
 
 
 def _is_sharded(need: _Need, gpus: Gpus) -> bool:

@@ -3,7 +3,10 @@
 It forks, so that PyTorch is imported once. ``FOLDER/N/STAGE/metrics.jsonl`` are what N processes
 made, ``FOLDER/sharded/STAGE`` what two made that held half a model each, and
 ``FOLDER/resumed-N/pretrain`` what two such began and N ended. ``FOLDER/divided-N`` are rankings and
-an evaluation of which N processes did parts, with a file ``by-RANK`` for each that did.
+an evaluation of which N processes did parts, with a file ``FUNCTION-by-STAGE-RANK`` for each that
+called it; ``FOLDER/by-server-N`` is the evaluation with the replies of a server of vLLM's kind.
+``FOLDER/bf16-1`` and ``FOLDER/bf16-sharded`` are the same with bf16 products, of one process and of
+two that held half a model each; ``FOLDER/memory.json`` is what such two take.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import test_evaluate
+import test_memory
 import test_rankings
 import torch
 import torch.distributed as dist
@@ -35,7 +39,7 @@ from test_pretrain import documents
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import write_json
 from lmsmith.core.progress import QuietProgress
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import GenerationConfig, MachineConfig
 from lmsmith.device import HOST
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.folder import save_model
@@ -45,7 +49,12 @@ from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import evaluate, ppo, pretrain, reward, sft
 from lmsmith.stages import rankings as ranking
 from lmsmith.training import loop, parallel
+from lmsmith.training.memory import Step
 from lmsmith.training.optimiser import OptimiserConfig
+from vllm_double import vllm_double
+
+LAYERS = (4, 8)
+"""Of the models whose memory is measured."""
 
 TOKENIZER = make_tokenizer()
 ADAMW = OptimiserConfig(learning_rate=1e-3, weight_decay=0.01)
@@ -86,17 +95,21 @@ class World:
     inputs: Path
     out: Path
     sharding: str = "off"
+    precision: str = "fp32"
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def stage(self, name: str, module: Any, config: Any, **roles: str) -> None:
         """Run a stage as the pipeline does in each process."""
         machine = MachineConfig(
-            precision="fp32",
+            precision=self.precision,  # type: ignore[arg-type]
             compile="off",
             threads=1,
             checkpoint_seconds=1e9,
             sharding=self.sharding,  # type: ignore[arg-type]
         )
-        folder = StageFolder(self.out / name, 7, machine, QuietProgress())
+        folder = StageFolder(
+            self.out / name, 7, machine, QuietProgress(), generation=self.generation
+        )
         folder.path.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(7)
         places = {role: self.inputs / place for role, place in roles.items()}
@@ -133,27 +146,48 @@ def divided(folder: Path, count: int) -> None:
         in_processes(count, folder / f"store-{name}-{count}", work)
 
 
-def note_and_run(world: World, name: str, module: Any, config: Any, roles: dict[str, str]) -> None:
-    with noting(module, world.out):
+def by_server(folder: Path, count: int) -> None:
+    """An evaluation whose replies a server of vLLM's kind writes."""
+    inputs, out = folder / "evaluate-inputs", folder / f"by-server-{count}"
+    roles = {each.name: each.name for each in inputs.iterdir()}
+    with vllm_double() as server:
+        world = World(inputs, out, generation=GenerationConfig("vllm", vllm_url=server.url))
+        config = test_evaluate.CONFIG
+        names = ("generate", "predict_replies")
+        work = partial(note_and_run, world, "evaluate", evaluate, config, roles, names)
+        in_processes(count, folder / f"store-by-server-{count}", work)
+
+
+def note_and_run(
+    world: World,
+    name: str,
+    module: Any,
+    config: Any,
+    roles: dict[str, str],
+    noted: Sequence[str] = ("generate",),
+) -> None:
+    with contextlib.ExitStack() as noting_all:
+        for each in noted:
+            noting_all.enter_context(noting(module, each, world.out))
         world.stage(name, module, config, **roles)
 
 
 @contextlib.contextmanager
-def noting(module: Any, folder: Path) -> Iterator[None]:
-    """Inside, each process that writes texts leaves a file in ``folder``."""
-    real = module.generate
+def noting(module: Any, name: str, folder: Path) -> Iterator[None]:
+    """Inside, each process that calls a function of the module leaves a file in ``folder``."""
+    real = getattr(module, name)
 
-    def generate(*given: Any, **options: Any) -> Any:
+    def called(*given: Any, **options: Any) -> Any:
         folder.mkdir(exist_ok=True, parents=True)
         rank = parallel._group.rank if parallel._group else 0
-        (folder / f"by-{module.__name__}-{rank}").touch()
+        (folder / f"{name}-by-{module.__name__}-{rank}").touch()
         return real(*given, **options)
 
-    module.generate = generate
+    setattr(module, name, called)
     try:
         yield
     finally:
-        module.generate = real
+        setattr(module, name, real)
 
 
 def prepare(folder: Path) -> None:
@@ -241,6 +275,23 @@ def resumed(inputs: Path, folder: Path, count: int) -> None:
     in_processes(count, folder.with_suffix(".end"), lambda: world.pretrain(config))
 
 
+def measure(folder: Path) -> None:
+    """What two processes with half a model each take in a step, by the number of layers."""
+    found = {}
+    with parallel.together() as team:
+        for dtype in ("float32", "bfloat16"):
+            for layers in LAYERS:
+                step = measured_step(layers, dtype)
+                found[f"{dtype}/{layers}"] = test_memory.measured(step, 4 * step.rows)["made"]
+        if team.leads:
+            write_json(folder / "memory.json", found)
+
+
+def measured_step(layers: int, dtype: str) -> Step:
+    config = replace(test_memory.GPT, layers=layers, width=192)
+    return Step(config, 4, 64, passes=2, dtype=getattr(torch, dtype))
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     inputs = folder / "inputs"
@@ -249,6 +300,8 @@ def main(folder: Path) -> None:
         world = World(inputs, folder / str(count))
         in_processes(count, folder / f"store-{count}", world.all_stages)
         divided(folder, count)
+        if count < 4:
+            by_server(folder, count)
     sharded = World(inputs, folder / "sharded", "on")
     in_processes(2, folder / "store-sharded", sharded.all_stages)
     for count in (1, 2):
@@ -256,6 +309,10 @@ def main(folder: Path) -> None:
     whole = World(inputs, folder / "whole-2", "on")
     config = replace(PRETRAIN, model=replace(PRETRAIN.model, dropout=0.1))
     in_processes(2, folder / "store-whole", lambda: whole.pretrain(config))
+    for name, count in (("bf16-1", 1), ("bf16-sharded", 2)):
+        world = World(inputs, folder / name, "on", "bf16")
+        in_processes(count, folder / f"store-{name}", world.all_stages)
+    in_processes(2, folder / "store-memory", partial(measure, folder))
 
 
 if __name__ == "__main__":

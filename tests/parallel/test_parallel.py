@@ -16,21 +16,25 @@ from pathlib import Path
 import pytest
 import torch
 from preference_world import conversations
+from run_together import LAYERS, measured_step
 from test_pretrain import documents
 
 from lmsmith.core.files import write_jsonl
 from lmsmith.models.folder import load_decoder
 from lmsmith.runs.metrics_log import read_metrics
+from lmsmith.training.memory import step_memory
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
 STAGES = ("pretrain", "sft", "reward", "ppo")
+LOSSES = {"loss", "loss/policy_avg", "loss/value_avg", "loss/ptx_avg", "objective/scores"}
 UNEVEN = ("seconds", "per_second", "share_of_peak", "clipfrac")
 """Parts of the names of figures that are times, or count numbers on either side of a bound."""
 
 
 def environment() -> dict[str, str]:
-    paths = (SOURCE, HERE, HERE.parent, HERE.parent / "stages")
+    folders = (HERE.parent / name for name in ("stages", "training"))
+    paths = (SOURCE, HERE, HERE.parent, *folders)
     keep = {
         name: os.environ[name] for name in ("PATH", "HOME", "LMSMITH_CACHE") if name in os.environ
     }
@@ -66,6 +70,27 @@ def test_losses_do_not_depend_on_the_number_of_processes(made: Path, stage: str,
     assert alone[0] != alone[-1]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_products_give_the_same_losses_in_parts(made: Path, stage: str) -> None:
+    """Each process rounds its own sums, and what a block adds to them; so do two runs of one."""
+    alone, others = figures(made / "bf16-1" / stage), figures(made / "bf16-sharded" / stage)
+    exact = figures(made / "1" / stage)
+    assert alone[0] != exact[0]
+    for one, other in zip(alone, others, strict=True):
+        for name in LOSSES & set(one):
+            assert other[name] == pytest.approx(one[name], rel=1e-2, abs=2e-3), (one["step"], name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_layer_takes_in_parts_is_as_planned(made: Path, dtype: str) -> None:
+    """No process holds copies of other layers' weights. What gloo holds does not grow with them."""
+    real = json.loads((made / "memory.json").read_text())
+    few, more = (real[f"{dtype}/{layers}"] for layers in LAYERS)
+    plans = [step_memory(measured_step(layers, dtype), 2) for layers in LAYERS]
+    one, other = (each.gradients + each.copies + each.activations for each in plans)
+    assert more - few == pytest.approx(other - one, rel=0.02)
+
+
 def test_the_models_are_the_same_too(made: Path) -> None:
     tokens = torch.arange(30)[None]
     for stage in ("pretrain", "sft", "ppo"):
@@ -98,44 +123,67 @@ def test_candidates_and_evaluation_are_divided_and_the_same(made: Path, many: in
     for name in names:
         assert (others / name).read_bytes() == (alone / name).read_bytes(), name
     for stage in ("rankings", "evaluate"):
-        workers = {path.name[-1] for path in others.glob(f"by-lmsmith.stages.{stage}-*")}
-        assert workers == set("0123"[:many])
-        assert len(list(alone.glob(f"by-lmsmith.stages.{stage}-*"))) == 1
+        assert callers(others, "generate", stage) == set("0123"[:many])
+        assert callers(alone, "generate", stage) == {"0"}
+
+
+def callers(folder: Path, function: str, stage: str) -> set[str]:
+    return {path.name[-1] for path in folder.glob(f"{function}-by-lmsmith.stages.{stage}-*")}
+
+
+def test_one_asks_the_server_while_others_measure(made: Path) -> None:
+    alone, others = made / "by-server-1/evaluate", made / "by-server-2/evaluate"
+    for name in ("samples.jsonl", "calibration.json", "frontier.jsonl", "returned.json"):
+        assert (others / name).read_bytes() == (alone / name).read_bytes(), name
+    assert callers(others.parent, "generate", "evaluate") == {"0"}
+    assert callers(others.parent, "predict_replies", "evaluate") == {"1"}
 
 
 HANGING = """
-import sys, time
+import sys, time, torch
 from lmsmith.core.errors import PeerLost
 from lmsmith.training import parallel
+from lmsmith.training.sharding import twin_in_parts
 from run_together import HOST, in_processes
+from test_memory import GPT, Decoder
 from pathlib import Path
 
+def model_in_parts():
+    twin = twin_in_parts(Decoder(GPT), HOST, torch.float32)
+    return lambda: twin(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+
+WAITS = {
+    "adding up": lambda: lambda: parallel.add_up(1.0),
+    "items": lambda: parallel.meet,
+    "parts": model_in_parts,
+}
+
 def work():
-    waits = {"adding up": lambda: parallel.add_up(1.0), "items": parallel.meet}[sys.argv[2]]
-    with parallel.together() as team:
-        waits()
-        if team.rank == 1:
-            time.sleep(1)
-            parallel.give_sign()  # and hangs in the next item
-            time.sleep(6)
-            raise SystemExit
-        began = time.monotonic()
-        try:
+    try:
+        with parallel.together() as team:
+            waits = WAITS[sys.argv[2]]()
             waits()
-        except PeerLost as error:
-            print(f"{time.monotonic() - began:.1f} {error}", flush=True)
+            if team.rank == 1:
+                time.sleep(1)
+                parallel.give_sign()  # and hangs in the next item
+                time.sleep(6)
+                raise SystemExit
+            began = time.monotonic()
+            waits()
+    except PeerLost as error:
+        print(f"{time.monotonic() - began:.1f} {error}", flush=True)
 
 in_processes(2, Path(sys.argv[1]), work, timeout=2)
 """
 
 
-@pytest.mark.parametrize(("waits", "least"), [("adding up", 1.5), ("items", 2.5)])
+@pytest.mark.parametrize(("waits", "least"), [("adding up", 1.5), ("items", 2.5), ("parts", 2.5)])
 def test_a_process_that_hangs_is_named(tmp_path: Path, waits: str, least: float) -> None:
     """Two seconds after its last sign of life."""
     command = [sys.executable, "-c", HANGING, str(tmp_path / "store"), waits]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     seconds, _, message = done.stdout.partition(" ")
-    assert least < float(seconds) < 5, done
+    assert least < float(seconds) < 6, done
     assert message.startswith("process 1 of 2 has not answered within 2 s")
 
 

@@ -17,8 +17,9 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.training import memory
 from lmsmith.training.language_model import training_step
 from lmsmith.training.machine import resolve_machine
-from lmsmith.training.memory import Step, step_memory
+from lmsmith.training.memory import Step, step_memory, step_operations
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
+from lmsmith.training.sharding import divided
 
 ROWS, LENGTH = 8, 288
 GPT = ModelConfig(3, 96, 4, LENGTH, 700)
@@ -44,12 +45,16 @@ def allocated(work: Callable[[], object]) -> int:
 
 
 def measured(step: Step, rows: int) -> dict[str, int]:
-    """A real run's second step: bytes of weights and optimiser, and of all that it makes."""
-    machine = resolve_machine(MachineConfig(precision="bf16", threads=1))
+    """A real run's second step: bytes of weights and optimiser, and of all that it makes.
+
+    Of several processes each measures its own, of a model in parts.
+    """
+    machine = resolve_machine(MachineConfig(precision="bf16", threads=1, sharding="on"))
     machine = replace(machine, precision="fp32" if step.dtype == torch.float32 else "bf16")
-    decoder = Decoder(step.config)
-    decoder.initialise(torch.Generator().manual_seed(0))
-    decoder.checkpoint_activations = step.checkpointed
+    whole = Decoder(step.config)
+    whole.initialise(torch.Generator().manual_seed(0))
+    whole.checkpoint_activations = step.checkpointed
+    (decoder,) = divided(machine, whole)
     config = OptimiserConfig(name="muon" if step.muon else "adamw")
     optimiser = Optimiser(decoder, config, matrices=[decoder.blocks])
     tokens = np.random.default_rng(0).integers(0, 700, (rows, step.length))
@@ -93,7 +98,7 @@ def test_layers_that_repeat_are_counted_without_being_traced() -> None:
         (replace(BANDED, layers=10), True),
     ):
         step = Step(config, 2, 128, passes=2, checkpointed=checkpointed)
-        assert step_memory(step) == memory._computed(step)
+        assert (step_memory(step), step_operations(step)) == memory._computed(step, 1)
 
 
 def test_what_processes_divide() -> None:
@@ -101,8 +106,10 @@ def test_what_processes_divide() -> None:
     alone, one_of_four = step_memory(step), step_memory(step, 4)
     assert one_of_four.weights == -(-alone.weights // 4)
     assert one_of_four.optimiser == -(-alone.optimiser // 4)
+    assert one_of_four.gradients == pytest.approx(alone.gradients / 4, abs=200)
     assert one_of_four.activations == alone.activations
-    decoder = Decoder(GPT)
-    block = 4 * sum(each.numel() for each in decoder.blocks[0].parameters())
-    root = alone.weights - GPT.layers * block
-    assert one_of_four.gathered == root + 2 * block + max(root, block)
+    body = sum(each.numel() for each in Decoder(GPT).blocks[0].parameters())
+    root = alone.weights // 4 - GPT.layers * body
+    assert one_of_four.gathered == 4 * root + 2 * 2 * body + max(8 * root, 6 * body)
+    # The unembedding alone has a copy: blocks are gathered in bf16.
+    assert one_of_four.copies < alone.copies / 2

@@ -35,9 +35,14 @@ def _sentence(stage: StagePlan, gpus: Gpus, share: float) -> str:
     words = [f"{stage.parameters:,} parameters{divided}, {stage.rows} rows of {stage.length:,}"]
     if stage.tokens_per_second is not None and stage.days is not None:
         speed, days = stage.tokens_per_second, stage.days
+        bound = f"{share:.0%} of the peak"
+        if stage.bound_by == "launches":
+            bound = (
+                "roughly: operations so small take longer to start than to compute; more rows at a "
+                "time or machine.compile=on are faster"
+            )
         words.append(
-            f"{stage.tokens:,} tokens at {speed:,.0f} a second ({share:.0%} of the peak): "
-            f"{_time(days)}"
+            f"{stage.tokens:,} tokens at {speed:,.0f} a second ({bound}): {_time(days)}"
             + (f", at a cost of {stage.cost:,.2f}" if stage.cost is not None else "")
         )
     if not stage.fits and stage.fixes:

@@ -149,7 +149,26 @@ class PostNormCrossBlock(CrossBlock):
 
 BLOCKS = {"pre": Block, "post": PostNormBlock}
 CROSS_BLOCKS = {"pre": CrossBlock, "post": PostNormCrossBlock}
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, in the wider type of its input and its weights (a gathered block's are bf16)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = torch.promote_types(input.dtype, self.weight.dtype)
+        scale, shift = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(input, self.normalized_shape, scale, shift, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, in the wider type of its input and its weights (a gathered block's are bf16)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(dtype), self.eps)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:

@@ -108,8 +108,6 @@ class EvaluateConfig:
 def run(config: EvaluateConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Measure; write ``samples.jsonl``, ``calibration.json`` and ``frontier.jsonl``."""
     evaluation = Evaluation(config, inputs, out)
-    if out.generation.engine != "lmsmith":
-        leave_stage()  # one process asks a server
     with stage_engine(out, evaluation.decoder("sft"), evaluation.tokenizer) as engine:
         evaluation.engine = engine
         return measure(evaluation, out)
@@ -121,7 +119,7 @@ def measure(evaluation: Evaluation, out: StageFolder) -> dict[str, float]:
     policies, scorers = evaluation.policies, evaluation.scorers
     found = evaluation.share(
         [
-            *(Part(f"replies/{name}", evaluation.answer, name) for name in policies),
+            *(Part(f"replies/{name}", evaluation.answer, name, draws=True) for name in policies),
             *(Part(f"rankings/{name}", evaluation.measure_scorer, name) for name in scorers),
             *(Part(f"text/{name}", evaluation.predict_text, name) for name in policies),
         ]
@@ -171,10 +169,12 @@ def named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 class Part:
-    """Something that is measured by itself: its name, and what measures it."""
+    """Something that is measured by itself: its name, what measures it, and whether that writes."""
 
-    def __init__(self, name: str, measure: Callable[..., Any], *arguments: object) -> None:
-        self.name, self.measure = name, partial(measure, *arguments)
+    def __init__(
+        self, name: str, measure: Callable[..., Any], *arguments: object, draws: bool = False
+    ) -> None:
+        self.name, self.measure, self.draws = name, partial(measure, *arguments), draws
 
 
 POLICIES = ("pretrain", "base", "sft", "ppo")
@@ -247,10 +247,11 @@ class Evaluation:
     def share(self, parts: Sequence[Part]) -> dict[str, Any]:
         """The results of parts by their names; each process measures some of them, whole.
 
-        A part that was measured before an interruption is read from its file.
+        A part that was measured before an interruption is read from its file. Where a server
+        writes, the first process asks it and the others measure the rest.
         """
         paths = [self.out.checkpoints / f"{each.name.replace('/', '-')}.json" for each in parts]
-        for number in team().own(len(parts)):
+        for number in self.own(parts):
             if not paths[number].exists():
                 stop_if_requested()
                 with apart():
@@ -261,6 +262,16 @@ class Evaluation:
         self.done += len(parts)
         self.out.progress.update(self.done)
         return {each.name: read_json(path) for each, path in zip(parts, paths, strict=True)}
+
+    def own(self, parts: Sequence[Part]) -> Sequence[int]:
+        """The numbers of this process's parts."""
+        if self.engine is None or team().count == 1:
+            return team().own(len(parts))
+        drawn = [number for number, each in enumerate(parts) if each.draws]
+        if team().leads:
+            return drawn
+        rest = [number for number in range(len(parts)) if number not in drawn]
+        return rest[team().rank - 1 :: team().count - 1]
 
     def predict_text(self, name: str) -> dict[str, float]:
         """Bits per byte of held-out text, and perplexity of people's replies."""
@@ -401,7 +412,7 @@ class Evaluation:
     def frontier_parts(self) -> list[Part]:
         """PPO's snapshots."""
         return [
-            Part(f"frontier/{step}", self.measure_snapshot, step, folder)
+            Part(f"frontier/{step}", self.measure_snapshot, step, folder, draws=True)
             for step, folder in self.snapshots
         ]
 

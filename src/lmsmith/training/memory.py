@@ -1,7 +1,8 @@
 """Memory of a training step before it runs: the step itself, traced on tensors without numbers.
 
 The model's own code runs forward and backward on PyTorch's fake tensors, which have shapes alone.
-Every tensor that it makes and drops is noted, so the greatest sum at any moment is known by kind.
+Every tensor that it makes and drops is noted, so the greatest sum at any moment is known by kind;
+and every operation that computes is counted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,10 @@ WEIGHT_BYTES = 4
 """Weights, gradients and optimiser are float32; products alone are bf16."""
 
 PREFETCHED = 2
-"""Blocks whose weights are whole at once where processes divide them: one computes, one comes."""
+"""Blocks whose weights are whole at once where processes divide them: one computes, one comes.
+
+They are whole in the products' type; the root's group (embedding, head) is float32. A gradient is
+whole in the type of its weight, and in float32 while it is summed."""
 
 
 @dataclass(frozen=True)
@@ -91,57 +95,79 @@ def step_memory(step: Step, devices: int = 1) -> StepMemory:
     Args:
         devices: how many divide weights, gradients and optimiser among them (FSDP2); 1: none do.
     """
-    whole = _whole_memory(step)
+    found = StepMemory(**_whole_step(step, devices)[0])
     if devices == 1:
-        return whole
-    config = step.config
+        return found
+    config, size = step.config, step.dtype.itemsize
     body = config.block_parameters
     root = config.parameters - body * config.layers
-    gathered = root + PREFETCHED * body + max(root, body)  # the last: a gradient that is summed
-    return replace(
-        whole,
-        **{kind: -(-getattr(whole, kind) // devices) for kind in _DIVIDED},
-        gathered=WEIGHT_BYTES * gathered,
-    )
+    summed = max(2 * WEIGHT_BYTES * root, (size + WEIGHT_BYTES) * body)
+    return replace(found, gathered=WEIGHT_BYTES * root + PREFETCHED * size * body + summed)
 
 
-_DIVIDED = ("weights", "gradients", "optimiser", "best")
+def step_operations(step: Step, devices: int = 1) -> int:
+    """Operations that the forward and backward passes of a step start on a device.
+
+    A GPU's kernels are started one by one, unless blocks are compiled. Views are not counted.
+    """
+    return _whole_step(step, devices)[1]
 
 
-def _whole_memory(step: Step) -> StepMemory:
-    """The memory of one device that holds all. Layers repeat, so that few of many are traced."""
+def _whole_step(step: Step, devices: int) -> tuple[dict[str, int], int]:
+    """A device's memory but for what is gathered, and the operations of all passes.
+
+    Layers repeat, so that few of many are traced.
+    """
     layers, period = step.config.layers, len(step.config.attention_pattern)
     few, more = 3 * period, 4 * period
     if layers <= more or (layers - few) % period:
-        return _computed(step)
-    one, other = (
-        _computed(replace(step, config=replace(step.config, layers=n))).by_kind()
+        memory, operations = _computed(step, devices)
+        return memory.by_kind(), operations
+    (one, first), (other, second) = (
+        _computed(replace(step, config=replace(step.config, layers=n)), devices)
         for n in (few, more)
     )
     times = (layers - few) // period
-    return StepMemory(**{kind: one[kind] + times * (other[kind] - one[kind]) for kind in one})
+    sizes, wider = one.by_kind(), other.by_kind()
+    whole = {kind: size + times * (wider[kind] - size) for kind, size in sizes.items()}
+    return whole, first + times * (second - first)
 
 
 @functools.cache
-def _computed(step: Step) -> StepMemory:
+def _computed(step: Step, devices: int) -> tuple[StepMemory, int]:
     with FakeTensorMode():
         decoder = Decoder(step.config)
         decoder.checkpoint_activations = step.checkpointed
-        found = _traced(decoder, step)
+        if devices > 1:
+            _gather(decoder.blocks, step.dtype)
+        found, operations = _traced(decoder, step, devices)
         sizes = [each.numel() for each in decoder.parameters()]
         matrices = sum(each.numel() for each in decoder.blocks.parameters() if each.ndim == 2)
     numbers = sum(sizes)
     states = 2 * numbers - (matrices if step.muon else 0)
-    return replace(
+    memory = replace(
         found,
-        weights=WEIGHT_BYTES * numbers,
-        optimiser=WEIGHT_BYTES * states,
-        best=WEIGHT_BYTES * numbers,
+        weights=_part(numbers, devices),
+        optimiser=_part(states, devices),
+        best=_part(numbers, devices),
     )
+    return memory, operations
 
 
-def _traced(decoder: Decoder, step: Step) -> StepMemory:
-    """Gradients, copies and activations at the fullest moment of the passes."""
+def _gather(blocks: nn.Module, dtype: torch.dtype) -> None:
+    """Give blocks weights of the type in which they are gathered; products need no copies."""
+    for module in blocks.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(value.detach().to(dtype)))
+
+
+def _part(numbers: int, devices: int) -> int:
+    """Bytes of a device's part of float32 numbers."""
+    return WEIGHT_BYTES * -(-numbers // devices)
+
+
+def _traced(decoder: Decoder, step: Step, devices: int) -> tuple[StepMemory, int]:
+    """Gradients, copies and activations at the fullest moment of the passes; operations."""
     tracker = _Tracker(list(decoder.parameters()))
     tokens_bt = torch.zeros(step.rows, step.length, dtype=torch.long)
     with tracker:
@@ -153,15 +179,19 @@ def _traced(decoder: Decoder, step: Step) -> StepMemory:
                 loss = linear_cross_entropy_sum(hidden_btd, weight, tokens_bt, all_count=True)
             loss.backward()  # type: ignore[no-untyped-call]
             del hidden_btd, loss, mask_bts
-    return tracker.fullest([each.grad for each in decoder.parameters() if each.grad is not None])
+    gradients = [each.grad for each in decoder.parameters() if each.grad is not None]
+    return tracker.fullest(gradients, devices), tracker.operations
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes when storages are made and dropped.
+    """Notes when storages are made and dropped, and counts what is computed.
 
     Args:
         weights: are there already, and not noted.
     """
+
+    operations = 0
+    """Those that make or change a tensor."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -173,9 +203,10 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         of_weight = func is torch.ops.aten._to_copy.default and _storage(args[0]) in self._weights
-        for each in torch.utils._pytree.tree_leaves(result):
-            if isinstance(each, Tensor):
-                self._note(_storage(each), of_weight)
+        tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        self.operations += bool(tensors) and not func.is_view
+        for each in tensors:
+            self._note(_storage(each), of_weight)
         return result
 
     def _note(self, storage: Any, is_copy: bool) -> None:
@@ -188,18 +219,20 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._copies.add(number)
         weakref.finalize(storage, _dropped(self._events, number, size))
 
-    def fullest(self, gradients: Sequence[Tensor]) -> StepMemory:
+    def fullest(self, gradients: Sequence[Tensor], devices: int) -> StepMemory:
         """The greatest sum, by kind.
 
         Args:
-            gradients: of the weights, after the last pass.
+            gradients: of the weights, after the last pass; a device keeps its part of them.
         """
-        kept = {self._numbers[_storage(each)] for each in gradients}
+        kept = {self._numbers[_storage(each)]: _part(each.numel(), devices) for each in gradients}
         now = dict.fromkeys(("gradients", "copies", "activations"), 0)
         best, most = dict(now), 0
         for number, size in self._events:
-            kind = "gradients" if number in kept else "activations"
-            now["copies" if number in self._copies else kind] += size
+            if number in kept:
+                now["gradients"] += kept[number] if size > 0 else -kept[number]
+            else:
+                now["copies" if number in self._copies else "activations"] += size
             if (total := sum(now.values())) > most:
                 best, most = dict(now), total
         return StepMemory(**best)

@@ -40,6 +40,10 @@ STOP_SECONDS = 5.0
 """Time that the leader has to end all in order, once a signal asked a waiting process to stop."""
 
 
+NOTICE_SECONDS = 1.0
+"""Time that the others have to notice too that a process does not answer."""
+
+
 @dataclass(frozen=True)
 class Team:
     """This process among those that train together; ``Team()`` is alone."""
@@ -51,6 +55,11 @@ class Team:
     def leads(self) -> bool:
         """Whether this process writes and prints."""
         return self.rank == 0
+
+    @property
+    def rows(self) -> slice:
+        """This process's rows of a batch: every ``count``-th."""
+        return slice(self.rank, None, self.count)
 
     def own(self, items: int) -> range:
         """The numbers of this process's items: every ``count``-th."""
@@ -140,13 +149,21 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[Team]:
-    """Inside, all processes do the same; `leave_stage` ends it early."""
+    """Inside, all processes do the same; `leave_stage` ends it early.
+
+    Raises:
+        PeerLost: a process has ended or hangs, also where PyTorch's own code met it (FSDP2).
+    """
     if _group is None:
         yield Team()
         return
     _group.team = Team(_group.rank, _group.count)
     try:
         yield _group.team
+    except RuntimeError as error:
+        if not _of_peers(error):
+            raise
+        raise PeerLost(_fault("computing with a model in parts", error)) from error
     finally:
         _group.team = Team()
 
@@ -329,6 +346,11 @@ def _losing_peers(doing: str) -> Iterator[None]:
         raise PeerLost(_fault(doing, error)) from error
 
 
+def _of_peers(error: RuntimeError) -> bool:
+    """Whether an error is of the connection to the other processes."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def _fault(doing: str, error: Exception) -> str:
     assert _group is not None
     said = str(error).lower()
@@ -341,7 +363,17 @@ def _fault(doing: str, error: Exception) -> str:
             at = int(_group.store.get(key)) if _group.store.check([key]) else 0
             if at < _group.calls:
                 behind.append(str(rank))
-    return _unanswered(behind, doing)
+    return _unanswered(behind or _silent(), doing)
+
+
+def _silent() -> list[str]:
+    """The processes that do not notice in time that one does not answer."""
+    assert _group is not None
+    with contextlib.suppress(RuntimeError):
+        _group.store.set(f"noticed/{_group.rank}", "")
+        time.sleep(NOTICE_SECONDS)
+        return [str(r) for r in range(_group.count) if not _there(f"noticed/{r}")]
+    return []
 
 
 def _unanswered(ranks: Sequence[str], doing: str) -> str:

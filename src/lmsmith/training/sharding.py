@@ -45,19 +45,27 @@ def divided(machine: ResolvedMachine, *models: Model) -> list[Model]:
     large = size * STATE_BYTES > MOST_STATE * own_memory(machine.place)
     if machine.sharding == "auto" and not large:
         return [machine.put(model) for model in models]
-    return [twin_in_parts(model, machine.place) for model in models]
+    return [twin_in_parts(model, machine.place, machine.dtype) for model in models]
 
 
-def twin_in_parts(model: Model, device: torch.device) -> Model:
-    """A copy of a model whose parameters are divided among the processes of the team."""
+def twin_in_parts(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
+    """A copy of a model whose parameters are divided among the processes of the team.
+
+    Args:
+        dtype: of products. Blocks are gathered in it, so that no process keeps copies of their
+            weights until the backward pass. Parts, sums of gradients, what passes between blocks
+            and the root's group are float32: embedding, head and loss.
+    """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Autocast casts what products read; norms and the residual stream stay float32 under it.
+    mixed = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     twin = copy.deepcopy(model)
     mesh = init_device_mesh(device.type, (team().count,))
     for body in [each for each in twin.modules() if isinstance(each, Stack)]:
         for block in body.blocks:
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=mixed)
     fully_shard(twin, mesh=mesh)
     return twin.to(device)
 
