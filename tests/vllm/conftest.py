@@ -15,7 +15,8 @@ from lmsmith.generation.vllm import open_vllm
 from lmsmith.generation.vllm_server import PYTHON, require_vllm
 from tiny_models import random_decoder
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "server")]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("server", "stages"))]
 
 from served_kinds import ADAPTER, SETTINGS, SHAPES, TOKENIZER, Kind  # noqa: E402
 
