@@ -72,11 +72,14 @@ def test_losses_do_not_depend_on_the_number_of_processes(made: Path, stage: str,
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_products_give_the_same_losses_in_parts(made: Path, stage: str) -> None:
-    """Each process rounds its own sums, and what a block adds to them; so do two runs of one."""
+    """Each process rounds its own sums, and a block's norms are bf16.
+
+    Of PPO the first iterations are compared: one token drawn otherwise makes other rollouts.
+    """
     alone, others = figures(made / "bf16-1" / stage), figures(made / "bf16-sharded" / stage)
-    exact = figures(made / "1" / stage)
+    exact, most = figures(made / "1" / stage), 5 if stage == "ppo" else None
     assert alone[0] != exact[0]
-    for one, other in zip(alone, others, strict=True):
+    for one, other in zip(alone[:most], others[:most], strict=True):
         for name in LOSSES & set(one):
             assert other[name] == pytest.approx(one[name], rel=1e-2, abs=2e-3), (one["step"], name)
 
