@@ -5,7 +5,7 @@ made, ``FOLDER/sharded/STAGE`` what two made that held half a model each, and
 ``FOLDER/resumed-N/pretrain`` what two such began and N ended. ``FOLDER/divided-N`` are rankings and
 an evaluation of which N processes did parts, with a file ``FUNCTION-by-STAGE-RANK`` for each that
 called it; ``FOLDER/by-server-N`` is the evaluation with the replies of a server of vLLM's kind.
-``FOLDER/bf16-1`` and ``FOLDER/bf16-sharded`` are the same with bf16 products, of one process and of
+``FOLDER/bf16-1`` and ``FOLDER/bf16-sharded`` are shorter, with bf16 products, of one process and of
 two that held half a model each; ``FOLDER/memory.json`` is what such two take.
 """
 
@@ -119,6 +119,13 @@ class World:
 
     def pretrain(self, config: pretrain.PretrainConfig = PRETRAIN) -> None:
         self.stage("pretrain", pretrain, config, data="data", tokenizer="tokenizer")
+
+    def bf16_stages(self) -> None:
+        """Few steps of the three ways to train; fine-tuning's is that of pretraining."""
+        self.pretrain(replace(PRETRAIN, tokens=20 * PRETRAIN.batch_tokens))
+        self.stage("reward", reward, replace(REWARD, epochs=1), rankings="ranked", base="base")
+        roles = {"policy": "base", "reward": "scores", "pretrain": "shards"}
+        self.stage("ppo", ppo, replace(PPO, iterations=5), data="data", **roles)
 
     def all_stages(self) -> None:
         self.pretrain()
@@ -311,7 +318,7 @@ def main(folder: Path) -> None:
     in_processes(2, folder / "store-whole", lambda: whole.pretrain(config))
     for name, count in (("bf16-1", 1), ("bf16-sharded", 2)):
         world = World(inputs, folder / name, "on", "bf16")
-        in_processes(count, folder / f"store-{name}", world.all_stages)
+        in_processes(count, folder / f"store-{name}", world.bf16_stages)
     in_processes(2, folder / "store-memory", partial(measure, folder))
 
 

@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `run_together` makes, in a program of its own: it forks."""
     folder = tmp_path_factory.mktemp("together")
     command = [sys.executable, str(HERE / "run_together.py"), str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=460)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -70,16 +70,12 @@ def test_losses_do_not_depend_on_the_number_of_processes(made: Path, stage: str,
     assert alone[0] != alone[-1]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["pretrain", "reward", "ppo"])
 def test_bf16_products_give_the_same_losses_in_parts(made: Path, stage: str) -> None:
-    """Each process rounds its own sums, and a block's norms are bf16.
-
-    Of PPO the first iterations are compared: one token drawn otherwise makes other rollouts.
-    """
+    """Each process rounds its own sums, and a block's norms are bf16."""
     alone, others = figures(made / "bf16-1" / stage), figures(made / "bf16-sharded" / stage)
-    exact, most = figures(made / "1" / stage), 5 if stage == "ppo" else None
-    assert alone[0] != exact[0]
-    for one, other in zip(alone[:most], others[:most], strict=True):
+    assert alone[0] != figures(made / "1" / stage)[0]
+    for one, other in zip(alone, others, strict=True):
         for name in LOSSES & set(one):
             assert other[name] == pytest.approx(one[name], rel=1e-3, abs=2e-3), (one["step"], name)
 
