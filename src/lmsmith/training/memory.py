@@ -133,25 +133,89 @@ def _whole_step(step: Step, devices: int) -> tuple[dict[str, int], int]:
     return whole, first + times * (second - first)
 
 
-@functools.cache
 def _computed(step: Step, devices: int) -> tuple[StepMemory, int]:
+    trace = _traced(step, devices > 1)
+    states = 2 * trace.numbers - (trace.matrices if step.muon else 0)
+    memory = replace(
+        trace.fullest(devices),
+        weights=_part(trace.numbers, devices),
+        optimiser=_part(states, devices),
+        best=_part(trace.numbers, devices),
+    )
+    return memory, trace.operations
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What the passes of a step make and drop.
+
+    Attributes:
+        events: (number, bytes made, or dropped if negative) of tensors, in order.
+        copies: numbers of copies of weights.
+        gradients: number → how many numbers it has, of the weights' after the last pass.
+        operations: those that make or change a tensor.
+        numbers, matrices: of all weights, and of those of the blocks' matrices.
+    """
+
+    events: list[tuple[int, int]]
+    copies: set[int]
+    gradients: dict[int, int]
+    operations: int
+    numbers: int
+    matrices: int
+
+    def fullest(self, devices: int) -> StepMemory:
+        """Gradients, copies and activations at the fullest moment, where a device keeps its part
+        of the gradients."""
+        kept = {number: _part(count, devices) for number, count in self.gradients.items()}
+        now = dict.fromkeys(("gradients", "copies", "activations"), 0)
+        best, most = dict(now), 0
+        for number, size in self.events:
+            if number in kept:
+                now["gradients"] += kept[number] if size > 0 else -kept[number]
+            else:
+                now["copies" if number in self.copies else "activations"] += size
+            if (total := sum(now.values())) > most:
+                best, most = dict(now), total
+        return StepMemory(**best)
+
+
+@functools.cache
+def _traced(step: Step, gathered: bool) -> _Trace:
+    """The forward and backward passes of a step, on tensors without numbers.
+
+    Args:
+        gathered: whether the blocks' weights are of the products' type, as FSDP2 gathers them.
+    """
     with FakeTensorMode():
         decoder = Decoder(step.config)
         decoder.checkpoint_activations = step.checkpointed
-        if devices > 1:
+        if gathered:
             _gather(decoder.blocks, step.dtype)
-        found, operations = _traced(decoder, step, devices)
-        sizes = [each.numel() for each in decoder.parameters()]
-        matrices = sum(each.numel() for each in decoder.blocks.parameters() if each.ndim == 2)
-    numbers = sum(sizes)
-    states = 2 * numbers - (matrices if step.muon else 0)
-    memory = replace(
-        found,
-        weights=_part(numbers, devices),
-        optimiser=_part(states, devices),
-        best=_part(numbers, devices),
-    )
-    return memory, operations
+        tracker = _Tracker(list(decoder.parameters()))
+        tokens_bt = torch.zeros(step.rows, step.length, dtype=torch.long)
+        with tracker:
+            for _ in range(step.passes):
+                mask_bts = packed_mask(tokens_bt) if step.packed else None
+                with autocast(HOST, step.dtype, keeps_copies=False):
+                    hidden_btd = decoder(tokens_bt, None, mask_bts)
+                    weight = decoder.unembedding_weight
+                    loss = linear_cross_entropy_sum(hidden_btd, weight, tokens_bt, all_count=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                del hidden_btd, loss, mask_bts
+        parameters = list(decoder.parameters())
+        return _Trace(
+            list(tracker.events),
+            tracker.copies,
+            {
+                tracker.number(each.grad): each.numel()
+                for each in parameters
+                if each.grad is not None
+            },
+            tracker.operations,
+            sum(each.numel() for each in parameters),
+            sum(each.numel() for each in decoder.blocks.parameters() if each.ndim == 2),
+        )
 
 
 def _gather(blocks: nn.Module, dtype: torch.dtype) -> None:
@@ -164,23 +228,6 @@ def _gather(blocks: nn.Module, dtype: torch.dtype) -> None:
 def _part(numbers: int, devices: int) -> int:
     """Bytes of a device's part of float32 numbers."""
     return WEIGHT_BYTES * -(-numbers // devices)
-
-
-def _traced(decoder: Decoder, step: Step, devices: int) -> tuple[StepMemory, int]:
-    """Gradients, copies and activations at the fullest moment of the passes; operations."""
-    tracker = _Tracker(list(decoder.parameters()))
-    tokens_bt = torch.zeros(step.rows, step.length, dtype=torch.long)
-    with tracker:
-        for _ in range(step.passes):
-            mask_bts = packed_mask(tokens_bt) if step.packed else None
-            with autocast(HOST, step.dtype, keeps_copies=False):
-                hidden_btd = decoder(tokens_bt, None, mask_bts)
-                weight = decoder.unembedding_weight
-                loss = linear_cross_entropy_sum(hidden_btd, weight, tokens_bt, all_count=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            del hidden_btd, loss, mask_bts
-    gradients = [each.grad for each in decoder.parameters() if each.grad is not None]
-    return tracker.fullest(gradients, devices), tracker.operations
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -197,8 +244,8 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._weights = {_storage(each): each for each in weights}
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._events: list[tuple[int, int]] = []
-        self._copies: set[int] = set()
+        self.events: list[tuple[int, int]] = []
+        self.copies: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -212,30 +259,16 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, storage: Any, is_copy: bool) -> None:
         if storage in self._weights or storage in self._numbers:
             return
-        number, size = len(self._events), int(storage.nbytes())
+        number, size = len(self.events), int(storage.nbytes())
         self._numbers[storage] = number
-        self._events.append((number, size))
+        self.events.append((number, size))
         if is_copy:
-            self._copies.add(number)
-        weakref.finalize(storage, _dropped(self._events, number, size))
+            self.copies.add(number)
+        weakref.finalize(storage, _dropped(self.events, number, size))
 
-    def fullest(self, gradients: Sequence[Tensor], devices: int) -> StepMemory:
-        """The greatest sum, by kind.
-
-        Args:
-            gradients: of the weights, after the last pass; a device keeps its part of them.
-        """
-        kept = {self._numbers[_storage(each)]: _part(each.numel(), devices) for each in gradients}
-        now = dict.fromkeys(("gradients", "copies", "activations"), 0)
-        best, most = dict(now), 0
-        for number, size in self._events:
-            if number in kept:
-                now["gradients"] += kept[number] if size > 0 else -kept[number]
-            else:
-                now["copies" if number in self._copies else "activations"] += size
-            if (total := sum(now.values())) > most:
-                best, most = dict(now), total
-        return StepMemory(**best)
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor that was made here."""
+        return self._numbers[_storage(tensor)]
 
 
 def _storage(tensor: Tensor) -> Any:
