@@ -111,7 +111,6 @@ def finished(folder: Path, *words: str) -> dict[str, Any]:
 
 def check_run(folder: Path, stages: dict[str, Any]) -> None:
     """Every stage is done, vLLM's replies are in all three that draw, and nothing is left of it."""
-    assert [each["action"] for each in stages.values()] == ["run"] * len(stages)
     assert list(stages)[-4:] == ["rankings", "reward", "ppo", "evaluate"]
     assert stages["rankings"]["metrics"]["sampled_tokens"] > 200
     ranked = [row for _, row in read_jsonl(folder / "run/rankings/train.jsonl")]
