@@ -6,7 +6,7 @@ made, ``FOLDER/sharded/STAGE`` what two made that held half a model each, and
 an evaluation of which N processes did parts, with a file ``FUNCTION-by-STAGE-RANK`` for each that
 called it; ``FOLDER/by-server-N`` is the evaluation with the replies of a server of vLLM's kind.
 ``FOLDER/bf16-1`` and ``FOLDER/bf16-sharded`` are shorter, with bf16 products, of one process and of
-two that held half a model each; ``FOLDER/memory.json`` is what such two take.
+two that held half a model each; ``FOLDER/kept.json`` is what such two keep of the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import test_evaluate
-import test_memory
 import test_rankings
 import torch
 import torch.distributed as dist
@@ -35,6 +34,7 @@ from preference_world import (
 )
 from test_adapters import rankings
 from test_pretrain import documents
+from torch.autograd.graph import saved_tensors_hooks
 
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import write_json
@@ -42,6 +42,7 @@ from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import GenerationConfig, MachineConfig
 from lmsmith.device import HOST
 from lmsmith.models.config import ModelConfig
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
 from lmsmith.models.heads import ScalarModel
 from lmsmith.rlhf.ppo import PPOConfig
@@ -49,12 +50,10 @@ from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import evaluate, ppo, pretrain, reward, sft
 from lmsmith.stages import rankings as ranking
 from lmsmith.training import loop, parallel
-from lmsmith.training.memory import Step
+from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
+from lmsmith.training.sharding import divided as in_parts
 from vllm_double import vllm_double
-
-LAYERS = (4, 8)
-"""Of the models whose memory is measured."""
 
 TOKENIZER = make_tokenizer()
 ADAMW = OptimiserConfig(learning_rate=1e-3, weight_decay=0.01)
@@ -282,21 +281,29 @@ def resumed(inputs: Path, folder: Path, count: int) -> None:
     in_processes(count, folder.with_suffix(".end"), lambda: world.pretrain(config))
 
 
-def measure(folder: Path) -> None:
-    """What two processes with half a model each take in a step, by the number of layers."""
+def note_kept_weights(folder: Path) -> None:
+    """How many of the blocks' matrices the backward pass needs, and bytes of them that two
+    processes with half a model each keep for it."""
+    config = replace(PRETRAIN.model, vocabulary_size=300)
     found = {}
     with parallel.together() as team:
-        for dtype in ("float32", "bfloat16"):
-            for layers in LAYERS:
-                step = measured_step(layers, dtype)
-                found[f"{dtype}/{layers}"] = test_memory.measured(step, 4 * step.rows)["made"]
+        for dtype in ("fp32", "bf16"):
+            decoder = Decoder(config)
+            shapes = {tuple(p.shape) for p in decoder.blocks.parameters() if p.ndim == 2}
+            machine = resolve_machine(MachineConfig(precision=dtype, threads=1, sharding="on"))  # type: ignore[arg-type]
+            (trained,) = in_parts(machine, decoder)
+            kept: dict[Any, None] = {}
+
+            def keep(tensor: torch.Tensor, kept: Any = kept, shapes: Any = shapes) -> torch.Tensor:
+                if {tuple(tensor.shape), tuple(tensor.shape)[::-1]} & shapes:
+                    kept[tensor.untyped_storage()] = None
+                return tensor
+
+            with saved_tensors_hooks(keep, lambda tensor: tensor), machine.autocast():
+                trained(torch.zeros(1, 9, dtype=torch.long))
+            found[dtype] = [len(kept), sum(each.nbytes() for each in kept)]
         if team.leads:
-            write_json(folder / "memory.json", found)
-
-
-def measured_step(layers: int, dtype: str) -> Step:
-    config = replace(test_memory.GPT, layers=layers, width=192)
-    return Step(config, 4, 64, passes=2, dtype=getattr(torch, dtype))
+            write_json(folder / "kept.json", found)
 
 
 def main(folder: Path) -> None:
@@ -319,7 +326,7 @@ def main(folder: Path) -> None:
     for name, count in (("bf16-1", 1), ("bf16-sharded", 2)):
         world = World(inputs, folder / name, "on", "bf16")
         in_processes(count, folder / f"store-{name}", world.bf16_stages)
-    in_processes(2, folder / "store-memory", partial(measure, folder))
+    in_processes(2, folder / "store-kept", partial(note_kept_weights, folder))
 
 
 if __name__ == "__main__":
