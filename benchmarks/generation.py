@@ -11,9 +11,12 @@ of them. What each side gets:
 - llama.cpp, by `xllamacpp` (its server) or `llama-cpp-python` (its own functions), whichever is
   installed and built for the instructions: with the file's own 4 bits and with 8 bits (Q8_0,
   written by `lmsmith export`); one stream alone.
+- vLLM, by ``--vllm PYTHON`` of an environment with its build for processors: its server, asked over
+  loopback, with the same weights in bf16.
 
 All write random prompts of the same lengths, and none stops before its time. A reply's first token
 reads the prompt: it is timed by itself, from the call to the token, and the others from there on.
+Every turn has other prompts, so that nothing is read from a cache of prefixes.
 
 The floor is the longer one of two times: to read all weights once a token, at the memory speed
 measured beside it; and to compute all products, at the most operations a second that this set of
@@ -48,9 +51,10 @@ from held import Instructions, describe, has_llama_cpp, hold, hold_llama_cpp, pe
 from larger_file import larger_gguf
 from rich.console import Console
 from rich.table import Table
-from served import serving, tiny_model
+from served import serving, tiny_model, vllm_package
 from sides import (
     BATCH,
+    MOST,
     OURS,
     OURS_INT8,
     OURS_PACKED,
@@ -59,6 +63,7 @@ from sides import (
     TASKS,
     THEIRS,
     THEIRS_FP32,
+    VLLM,
     Job,
     Worker,
 )
@@ -90,6 +95,7 @@ TRANSFORMERS, LLAMA_CPP = (THEIRS, THEIRS_FP32), (PEER_PACKED,)
 AIMS_ONE: Aims = {"avx512": 1.3, "avx2": 1.2}
 AIMS_BATCH: Aims = {"avx512": 4.0, "avx2": 3.0}
 AIMS_FIRST: Aims = {"avx512": 3.0, "avx2": 1.5}
+AIMS_AHEAD: Aims = {"avx512": 1.0, "avx2": 1.0}
 MEMORY_AIM = 2.5
 COMPARISONS = (
     Comparison("one stream", "one", OURS_PACKED, LLAMA_CPP, AIMS_ONE),
@@ -99,6 +105,13 @@ COMPARISONS = (
     Comparison("first token of 512", "first", OURS, TRANSFORMERS, {}),
     Comparison("one stream", "one", OURS, TRANSFORMERS, {}),
     Comparison("one stream", "one", OURS_INT8, (PEER_EIGHT,), {}),
+    Comparison("first token of 2,048", "long", OURS_PACKED, LLAMA_CPP, {}),
+    Comparison("first token of 2,048", "long", OURS, TRANSFORMERS, {}),
+    Comparison("one stream", "one", OURS, (VLLM,), AIMS_AHEAD),
+    Comparison("16 at once", "batch16", OURS, (VLLM,), AIMS_AHEAD),
+    Comparison("64 at once", "batch64", OURS, (VLLM,), AIMS_AHEAD),
+    Comparison("first token of 512", "first", OURS, (VLLM,), AIMS_AHEAD),
+    Comparison("first token of 2,048", "long", OURS, (VLLM,), AIMS_AHEAD),
 )
 FACTS = ("bytes", "imports", "resident", "steps", *(f"operations of {task}" for task in TASKS))
 COLD = """
@@ -137,6 +150,7 @@ def main(
     instructions: Instructions = "native",
     draft: str = "",
     only: str = "",
+    vllm: Path | None = None,
     processor_time: bool = False,
     json: bool = False,
 ) -> int:
@@ -152,6 +166,7 @@ def main(
         instructions: What every side may use: avx2, avx512, or what the processor has.
         draft: Measure speculative decoding with this draft alone: prompt-lookup, or a model.
         only: These sides alone, separated by commas, one of lmsmith among them.
+        vllm: Ask vLLM's server too, of this Python.
         processor_time: Count the seconds of the processors, with --threads 1 on a busy machine.
         json: Print one JSON object instead of the table.
     """
@@ -164,7 +179,7 @@ def main(
         gain = speculation(path, draft, tokens, rounds, threads)
         print(json_module.dumps(gain, indent=2)) if json else print_speculation(gain, threads)
         return 0
-    wanted = only.split(",") if only else all_sides()
+    wanted = (only.split(",") if only else all_sides()) + [VLLM] * (vllm is not None)
     llama_cpp = ("", "")
     if {PEER_PACKED, PEER_EIGHT} & set(wanted):
         llama_cpp = hold_llama_cpp(held)
@@ -173,7 +188,7 @@ def main(
         if PEER_EIGHT in files:
             files[PEER_EIGHT] = eight_bits(path, folder)
         jobs = [
-            Job(side, str(files[side]), threads, tokens, processor_time, llama_cpp[0])
+            Job(side, str(files[side]), threads, tokens, processor_time, llama_cpp[0], f"{vllm}")
             for side in wanted
         ]
         starts: list[float] = []
@@ -194,6 +209,8 @@ def main(
         "file_bytes": sizes,
         "machine": describe(held, threads, wanted, llama_cpp),
     }
+    if vllm:
+        result["machine"]["versions"]["vllm"] = vllm_package(vllm)
     if json:
         print(json_module.dumps(result, indent=2))
     else:
@@ -267,13 +284,16 @@ def figures(
     sides: dict[str, dict[str, float]] = {}
     for side, found in best.items():
         sides[side] = {"one_stream_tokens_per_second": (tokens - 1) / found["one"]}
-        if "batch16" in found:
-            sides[side]["batch16_tokens_per_second"] = BATCH * (tokens - 1) / found["batch16"]
+        for task, count in (("batch16", BATCH), ("batch64", MOST)):
+            if task in found:
+                sides[side][f"{task}_tokens_per_second"] = count * (tokens - 1) / found[task]
         sides[side]["first_token_seconds"] = found["first"]
+        sides[side]["first_token_of_long_seconds"] = found["long"]
         one = sides[side]["one_stream_tokens_per_second"]
         sides[side]["share_of_memory_floor"] = one * found["bytes"] / bandwidth
-        sides[side]["resident_bytes"] = found["resident"]
-        sides[side]["resident_bytes_beyond_imports"] = found["resident"] - found["imports"]
+        if "resident" in found:
+            sides[side]["resident_bytes"] = found["resident"]
+            sides[side]["resident_bytes_beyond_imports"] = found["resident"] - found["imports"]
     return {
         "memory_gigabytes_per_second": bandwidth / 1e9,
         "peak_gigaoperations_per_second": {kind: rate / 1e9 for kind, rate in peak.items()},
@@ -324,7 +344,7 @@ def floor(
     found: dict[str, float], row: Comparison, peak: dict[str, float], bandwidth: float
 ) -> float:
     """Least seconds of a task of ours: all bytes read, or all products computed."""
-    steps = 1 if row.task == "first" else found["steps"]
+    steps = 1 if row.task in ("first", "long") else found["steps"]
     reading = steps * found["bytes"] / bandwidth
     kind = "floats" if row.ours == OURS else "integers"
     return max(reading, found[f"operations of {row.task}"] / peak[kind] if peak else 0.0)
@@ -369,18 +389,20 @@ def print_sides(result: dict[str, Any]) -> None:
         f"cold start to first token {result['cold_start_seconds']:.1f} s",
     )
     table.add_column("side")
-    for column in ("one stream", "of floor", "batch 16", "first of 512", "memory", "of model"):
+    columns = ("one stream", "of floor", "batch 16", "batch 64", "first of 512", "of 2,048")
+    for column in (*columns, "memory", "of model"):
         table.add_column(column, justify="right", no_wrap=True)
     for side, found in result["sides"].items():
-        batch = found.get("batch16_tokens_per_second")
+        batches = (found.get(f"batch{n}_tokens_per_second") for n in (BATCH, MOST))
+        memory = (found.get(name) for name in ("resident_bytes", "resident_bytes_beyond_imports"))
         table.add_row(
             side,
             f"{found['one_stream_tokens_per_second']:.1f}",
             f"{found['share_of_memory_floor']:.0%}",
-            "" if batch is None else f"{batch:.0f}",
+            *("" if rate is None else f"{rate:.0f}" for rate in batches),
             f"{found['first_token_seconds']:.2f} s",
-            f"{found['resident_bytes'] / 1e6:.0f} MB",
-            f"{found['resident_bytes_beyond_imports'] / 1e6:.0f} MB",
+            f"{found['first_token_of_long_seconds']:.2f} s",
+            *("" if size is None else f"{size / 1e6:.0f} MB" for size in memory),
         )
     Console().print(table)
 

@@ -119,6 +119,13 @@ def vllm_version(port: int) -> str:
     return str(json.loads(_got(port, "/version") or b"{}").get("version", ""))
 
 
+def vllm_package(python: Path) -> str:
+    """The version of vLLM's package in an environment."""
+    find = "from importlib.metadata import packages_distributions as p, version as v"
+    command = [str(python), "-c", f"{find}; print(v(p()['vllm'][0]))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _got(port: int, path: str) -> bytes | None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
@@ -221,6 +228,55 @@ async def _head(reader: asyncio.StreamReader) -> Response:
         name, _, text = line.decode("latin-1").partition(":")
         found[name.strip().lower()] = text.strip()
     return Response(int(first.split()[1]), found, reader)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One turn: tokens a second, each stream's seconds to its first token, and seconds of all."""
+
+    rate: float
+    first: tuple[float, ...]
+    seconds: float
+
+
+async def ask_all(port: int, prompts: list[list[int]], tokens: int) -> Measured:
+    """Ask a server for the continuation of every prompt at the same time."""
+    started = time.perf_counter()
+    results = await asyncio.gather(*(ask(port, prompt, tokens) for prompt in prompts))
+    seconds = time.perf_counter() - started
+    if any(written != tokens for written, _ in results):
+        sys.exit(f"a reply has another length than {tokens} tokens")
+    written = sum(count for count, _ in results)
+    return Measured(written / seconds, tuple(first for _, first in results), seconds)
+
+
+async def ask(port: int, prompt: list[int], tokens: int) -> tuple[int, float]:
+    """Tokens written, by the server's count, and seconds to the first event."""
+    body = {
+        "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
+        "stream": True, "stream_options": {"include_usage": True}, "cache_prompt": False,
+    }  # fmt: skip
+    return await post(port, "/v1/completions", body)
+
+
+async def post(port: int, path: str, body: dict[str, Any]) -> tuple[int, float]:
+    """Tokens written, and seconds to the first event."""
+    started, first, written = time.perf_counter(), 0.0, 0
+    async with asked(port, "POST", path, body) as response:
+        async for event in response.events():
+            first = first or time.perf_counter() - started
+            if event is not None and event.get("usage"):
+                written = event["usage"]["completion_tokens"]
+    return written, first
+
+
+def hf_folder(model: str, folder: Path) -> Path:
+    """The model for vLLM: a Hugging Face folder with weights in bf16."""
+    from lmsmith.catalogue.export import export
+    from lmsmith.catalogue.reading import read_model
+    from lmsmith.catalogue.resolve import resolve
+
+    return export(read_model(resolve(model).path), folder / "model", "hf", "bf16").path
 
 
 def tiny_model(folder: Path) -> Path:

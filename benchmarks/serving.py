@@ -20,7 +20,6 @@ All sides are held to one set of instructions (``--instructions``, held.py).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import json as json_module
@@ -32,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +40,7 @@ import uvloop
 from held import Instructions, describe, hold, hold_llama_cpp
 from rich.console import Console
 from rich.table import Table
-from served import asked, serving, vllm_server, vllm_version
+from served import Measured, ask_all, hf_folder, post, serving, vllm_server, vllm_version
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 
@@ -59,14 +57,6 @@ VLLM, VLLM_STREAMS, VLLM_AIMS = "vLLM", 64, {"avx512": 3.0}
 
 BAR_STREAMS, PEER_BAR, ENGINE_BAR = 16, 3.0, 0.9
 """At so many streams: how often the one-slot peer's rate, and what share of the bare engine's."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One turn: tokens a second, and each stream's seconds to its first token."""
-
-    rate: float
-    first: tuple[float, ...]
 
 
 def main(
@@ -227,49 +217,12 @@ def gguf(model: str) -> Path:
     return found
 
 
-def hf_folder(model: str, folder: Path) -> Path:
-    """The model for vLLM: a Hugging Face folder with weights in bf16."""
-    from lmsmith.catalogue.export import export
-    from lmsmith.catalogue.reading import read_model
-    from lmsmith.catalogue.resolve import resolve
-
-    return export(read_model(resolve(model).path), folder / "model", "hf", "bf16").path
-
-
 def warm_up(ports: Mapping[str, int], engine: Bare, prompt: int) -> None:
     """A few tokens of each, which are not counted."""
     prompts = random_prompts(4, prompt, seed=-1)
     engine.rate(prompts, 4)
     for port in ports.values():
         uvloop.run(ask_all(port, prompts, 4))
-
-
-async def ask_all(port: int, prompts: list[list[int]], tokens: int) -> Measured:
-    started = time.perf_counter()
-    results = await asyncio.gather(*(ask(port, prompt, tokens) for prompt in prompts))
-    seconds = time.perf_counter() - started
-    if any(written != tokens for written, _ in results):
-        sys.exit(f"a reply has another length than {tokens} tokens")
-    return Measured(sum(n for n, _ in results) / seconds, tuple(first for _, first in results))
-
-
-async def ask(port: int, prompt: list[int], tokens: int) -> tuple[int, float]:
-    """Tokens written, by the server's count, and seconds to the first event."""
-    body = {
-        "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
-        "stream": True, "stream_options": {"include_usage": True}, "cache_prompt": False,
-    }  # fmt: skip
-    return await _post(port, "/v1/completions", body)
-
-
-async def _post(port: int, path: str, body: dict[str, Any]) -> tuple[int, float]:
-    started, first, written = time.perf_counter(), 0.0, 0
-    async with asked(port, "POST", path, body) as response:
-        async for event in response.events():
-            first = first or time.perf_counter() - started
-            if event is not None and event.get("usage"):
-                written = event["usage"]["completion_tokens"]
-    return written, first
 
 
 async def two_turns(port: int, length: int = 600) -> dict[str, float]:
@@ -283,7 +236,7 @@ async def two_turns(port: int, length: int = 600) -> dict[str, float]:
             "messages": messages, "max_tokens": 16, "temperature": 0,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        return (await _post(port, "/v1/chat/completions", body))[1]
+        return (await post(port, "/v1/chat/completions", body))[1]
 
     first = await turn()
     messages += [

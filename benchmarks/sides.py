@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import itertools
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from served import ask_all, hf_folder, vllm_server
 
 OURS, OURS_INT8, OURS_PACKED = "lmsmith bf16", "lmsmith int8", "lmsmith 4 bits"
 THEIRS, THEIRS_FP32 = "transformers bf16", "transformers fp32"
 PEER_PACKED, PEER_EIGHT = "llama.cpp 4 bits", "llama.cpp 8 bits"
+VLLM = "vLLM bf16"
 
-PROMPT, FIRST_PROMPT, BATCH = 32, 512, 16
-TASKS = ("one", "batch16", "first")
+PROMPT, FIRST_PROMPT, LONG_PROMPT, BATCH, MOST = 32, 512, 2048, 16, 64
+CONTEXT = LONG_PROMPT + 256
+TASKS = ("one", "batch16", "batch64", "first", "long")
+"""Replies one, `BATCH` and `MOST` at a time; the first token of a prompt, and of a long one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Job:
     tokens: int
     processor_time: bool
     llama_cpp: str = "xllamacpp"  # module of llama.cpp
+    vllm: str = ""  # Python of vLLM's environment
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -59,7 +69,7 @@ class Worker:
 
     def stop(self) -> None:
         self._connection.close()
-        self._process.join(timeout=10)
+        self._process.join(timeout=90)
         if self._process.is_alive():
             self._process.kill()
 
@@ -70,15 +80,20 @@ def serve(connection: Connection, job: Job) -> None:
 
     torch.set_num_threads(job.threads)
     llama = llama_tasks if job.llama_cpp == "xllamacpp" else llama_functions
-    make = {"transformers": their_tasks, "llama.cpp": llama, "lmsmith": our_tasks}
-    tasks = make[job.side.split()[0]](job)
-    tasks["resident"] = resident_bytes
-    while True:
-        try:
-            what = connection.recv()
-        except EOFError:
-            return
-        connection.send(tasks[what]() if what in tasks else None)
+    with contextlib.ExitStack() as closing:
+        make = {
+            "transformers": their_tasks,
+            "llama.cpp": llama,
+            "lmsmith": our_tasks,
+            "vLLM": functools.partial(vllm_tasks, closing=closing),
+        }
+        tasks = make[job.side.split()[0]](job)
+        while True:
+            try:
+                what = connection.recv()
+            except EOFError:
+                return
+            connection.send(tasks[what]() if what in tasks else None)
 
 
 def resident_bytes() -> float:
@@ -87,8 +102,12 @@ def resident_bytes() -> float:
     return 1024 * float(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
 
 
+_turns = itertools.count()
+
+
 def random_prompts(count: int, length: int) -> list[list[int]]:
-    return np.random.default_rng(0).integers(1000, 40_000, (count, length)).tolist()
+    """Other prompts in every turn: no side finds rows of an earlier one in its cache."""
+    return np.random.default_rng(next(_turns)).integers(1000, 40_000, (count, length)).tolist()
 
 
 def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
@@ -134,20 +153,27 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
         """Operations of a written token, whose context is so long on average."""
         return config.training_flops_per_token(2 * length) / 3
 
-    unembedding = 2.0 * config.vocabulary_size * config.width
+    def reading(length: int) -> float:
+        """Operations of a prompt, whose last token alone has logits."""
+        unembedding = 2.0 * config.vocabulary_size * config.width
+        return length * (operations(length // 2) - unembedding) + unembedding
+
     context = PROMPT + job.tokens // 2
     return {
         "one": lambda: write(1, PROMPT, job.tokens)[1],
         "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
+        "batch64": lambda: write(MOST, PROMPT, job.tokens)[1],
         "first": lambda: write(1, FIRST_PROMPT, 1)[0],
+        "long": lambda: write(1, LONG_PROMPT, 1)[0],
         "steps": lambda: job.tokens - 1.0,
         "bytes": lambda: float(model.weight_bytes),
         "operations of one": lambda: (job.tokens - 1) * operations(context),
         "operations of batch16": lambda: BATCH * (job.tokens - 1) * operations(context),
-        "operations of first": lambda: (
-            FIRST_PROMPT * (operations(FIRST_PROMPT // 2) - unembedding) + unembedding
-        ),
+        "operations of batch64": lambda: MOST * (job.tokens - 1) * operations(context),
+        "operations of first": lambda: reading(FIRST_PROMPT),
+        "operations of long": lambda: reading(LONG_PROMPT),
         "imports": lambda: imports,
+        "resident": resident_bytes,
         "bandwidth": bandwidth,
     }
 
@@ -199,8 +225,10 @@ def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
         "one": lambda: write(1, PROMPT, job.tokens)[1],
         "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
         "first": lambda: write(1, FIRST_PROMPT, 1)[0],
+        "long": lambda: write(1, LONG_PROMPT, 1)[0],
         "bytes": lambda: float(kind.itemsize * model.num_parameters()),
         "imports": lambda: imports,
+        "resident": resident_bytes,
     }
 
 
@@ -210,7 +238,7 @@ def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
     imports = resident_bytes()
     parameters = xllamacpp.CommonParams()
     parameters.verbosity = -1
-    parameters.model.path, parameters.n_ctx, parameters.n_parallel = job.gguf, 1024, 1
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = job.gguf, CONTEXT, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = job.threads
     server = xllamacpp.Server(parameters)
 
@@ -236,8 +264,32 @@ def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
     return {
         "one": lambda: write(PROMPT, job.tokens)[1],
         "first": lambda: write(FIRST_PROMPT, 1)[0],
+        "long": lambda: write(LONG_PROMPT, 1)[0],
         "bytes": lambda: float(Path(job.gguf).stat().st_size),
         "imports": lambda: imports,
+        "resident": resident_bytes,
+    }
+
+
+def vllm_tasks(job: Job, closing: contextlib.ExitStack) -> dict[str, Callable[[], float]]:
+    """The tasks by vLLM's server, asked over loopback."""
+    folder = Path(closing.enter_context(tempfile.TemporaryDirectory()))
+    model = hf_folder(job.gguf, folder)
+    server = vllm_server(Path(job.vllm), model, MOST, CONTEXT, job.threads)
+    port = closing.enter_context(server)
+
+    def write(count: int, length: int, tokens: int) -> tuple[float, float]:
+        """Seconds until every reply has begun, and of what follows."""
+        found = asyncio.run(ask_all(port, random_prompts(count, length), tokens))
+        return max(found.first), found.seconds - max(found.first)
+
+    return {
+        "one": lambda: write(1, PROMPT, job.tokens)[1],
+        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
+        "batch64": lambda: write(MOST, PROMPT, job.tokens)[1],
+        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
+        "long": lambda: write(1, LONG_PROMPT, 1)[0],
+        "bytes": lambda: float((model / "model.safetensors").stat().st_size),
     }
 
 
@@ -255,7 +307,7 @@ def llama_functions(job: Job) -> dict[str, Callable[[], float]]:
         job.gguf.encode(), llama_cpp.llama_model_default_params()
     )
     settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, FIRST_PROMPT, FIRST_PROMPT
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT, LONG_PROMPT, FIRST_PROMPT
     settings.n_threads = settings.n_threads_batch = job.threads
     context = llama_cpp.llama_init_from_model(model, settings)
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -279,6 +331,8 @@ def llama_functions(job: Job) -> dict[str, Callable[[], float]]:
     return {
         "one": lambda: write(PROMPT, job.tokens)[1],
         "first": lambda: write(FIRST_PROMPT, 1)[0],
+        "long": lambda: write(LONG_PROMPT, 1)[0],
         "bytes": lambda: float(Path(job.gguf).stat().st_size),
         "imports": lambda: imports,
+        "resident": resident_bytes,
     }
