@@ -105,14 +105,14 @@ def _harm(config: HarmfulConfig, folder: str) -> Scorer | None:
 
 
 @documented
-def look_at_corpus(corpus: Path, *, at: int, tokens: int = 200, source: str = "") -> dict[str, Any]:
+def look_at_corpus(corpus: str, *, at: int, tokens: int = 200, source: str = "") -> dict[str, Any]:
     """Show what a model sees around a position of a finished corpus.
 
     The tokens are decoded, with the document, source and id that they are of. Positions count
     tokens, the frames of documents included, over all sources in their order.
 
     Args:
-        corpus: The folder that lmsmith corpus build printed.
+        corpus: The folder that lmsmith corpus build printed, or its address in object storage.
         at: Position of a token, from 0.
         tokens: Size of the window, with the position in its middle.
         source: Count and show the tokens of this source alone.
@@ -129,12 +129,12 @@ def look_at_corpus(corpus: Path, *, at: int, tokens: int = 200, source: str = ""
     from lmsmith.corpus.inspect.look import look
 
     _at_least(1, tokens=tokens)
-    return look(CorpusDocuments.open(Path(corpus), source), at, tokens)
+    return look(CorpusDocuments.open(corpus, source), at, tokens)
 
 
 @documented
 def search_corpus(
-    corpus: Path,
+    corpus: str,
     phrase: str,
     *,
     limit: int = 20,
@@ -148,7 +148,7 @@ def search_corpus(
     documents are searched too; their hits have no position.
 
     Args:
-        corpus: The folder that lmsmith corpus build printed.
+        corpus: The folder that lmsmith corpus build printed, or its address in object storage.
         phrase: Words to find, or token ids with --ids.
         limit: How many places to list; all are counted.
         source: Search this source alone.
@@ -168,16 +168,16 @@ def search_corpus(
     from lmsmith.corpus.inspect.search import search
 
     _at_least(0, limit=limit)
-    opened = CorpusDocuments.open(Path(corpus), source)
+    opened = CorpusDocuments.open(corpus, source)
     return search(opened, phrase, limit, ignore_case=ignore_case, ids=ids)
 
 
 @documented
-def corpus_statistics(corpus: Path, *, source: str = "") -> dict[str, Any]:
+def corpus_statistics(corpus: str, *, source: str = "") -> dict[str, Any]:
     """Count documents, bytes, tokens, languages and scripts of a finished corpus by source.
 
     Args:
-        corpus: The folder that lmsmith corpus build printed.
+        corpus: The folder that lmsmith corpus build printed, or its address in object storage.
         source: Count this source alone.
 
     Returns:
@@ -191,7 +191,7 @@ def corpus_statistics(corpus: Path, *, source: str = "") -> dict[str, Any]:
     from lmsmith.corpus.inspect.documents import CorpusDocuments
     from lmsmith.corpus.inspect.stats import statistics
 
-    return statistics(CorpusDocuments.open(Path(corpus), source))
+    return statistics(CorpusDocuments.open(corpus, source))
 
 
 @documented

@@ -238,9 +238,15 @@ def is_there(path: str | Path) -> bool:
         return False
 
 
+def is_remote(place: str) -> bool:
+    """Whether fsspec reads the place, such as ``s3://bucket/key``."""
+    return "://" in place
+
+
 def beside(folder: str, path: str) -> str:
-    """A path that is relative to ``folder``, unless it is absolute or begins with ``~``."""
-    return str(Path(folder) / Path(path).expanduser())
+    """A path that is relative to ``folder``, unless it is absolute, an address, or begins with
+    ``~``."""
+    return path if is_remote(path) else str(Path(folder) / Path(path).expanduser())
 
 
 def is_hidden(path: Path) -> bool:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, write_json
+from lmsmith.corpus.remote_tokens import RemoteTokens
 from lmsmith.corpus.shards import TokenShards
 
 NO_TARGET = -100
@@ -87,6 +88,8 @@ class PretrainingBatches:
     Args:
         weights: share of rows from each source, in any unit. Met exactly in the long run, and to
             within a row for each source in every `BLOCK` rows.
+        own: the rows of a batch that this process computes. The others have their documents,
+            positions and places of targets, and token 0 everywhere: they are not read.
 
     Raises:
         UserError: a source that is to be read is empty, or a weight is negative, or all are 0.
@@ -99,6 +102,7 @@ class PretrainingBatches:
         context: int,
         batch_size: int,
         seed: int,
+        own: slice = slice(None),
     ) -> None:
         total = math.fsum(weights)
         if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or total <= 0:
@@ -111,10 +115,17 @@ class PretrainingBatches:
         self.context, self.batch_size, self._seed = context, batch_size, seed
         self._cumulative = np.cumsum(np.asarray(weights, dtype=np.float64)) / total
         self._cumulative[-1] = 1.0
+        is_own = np.zeros(batch_size, np.bool_)
+        is_own[own] = True
         self._readers = [
-            _Reader(source, context, seed, number) for number, source in enumerate(sources)
+            _Reader(source, context, seed, number, is_own) for number, source in enumerate(sources)
         ]
         self._block_rows = lru_cache(maxsize=1)(self._draw_block)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether tokens of a source are read from object storage."""
+        return any(isinstance(each.shards.tokens, RemoteTokens) for each in self._readers)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`, counted from 0."""
@@ -159,8 +170,16 @@ class PretrainingBatches:
 class _Reader:
     """The rows of one source, epoch after epoch."""
 
-    def __init__(self, shards: TokenShards, context: int, seed: int, number: int) -> None:
-        self._shards, self._context, self._seed, self._number = shards, context, seed, number
+    def __init__(
+        self,
+        shards: TokenShards,
+        context: int,
+        seed: int,
+        number: int,
+        is_own: npt.NDArray[np.bool_],
+    ) -> None:
+        self._is_own = is_own
+        self.shards, self._context, self._seed, self._number = shards, context, seed, number
         # The last token of all is only ever a target.
         self.rows = max(0, -(-(shards.total_tokens - 1) // context))
         self._order = lru_cache(maxsize=2)(self._draw_order)  # a batch may straddle two epochs
@@ -175,15 +194,15 @@ class _Reader:
     def _draw_order(self, epoch: int) -> tuple[Indices, Indices, Indices]:
         """Documents in this epoch's order, their ends when laid end to end, and order of rows."""
         chance = generator(self._seed, 1, self._number, epoch)
-        documents = chance.permutation(len(self._shards))
-        lengths = np.diff(self._shards.offsets)[documents]
+        documents = chance.permutation(len(self.shards))
+        lengths = np.diff(self.shards.offsets)[documents]
         return documents, np.cumsum(lengths), chance.permutation(self.rows)
 
     def _read_epoch(self, epoch: int, rows: Indices, places: Indices, batch: Batch) -> None:
         documents, ends, row_order = self._order(epoch)
         starts = row_order[rows] * self._context
         # One more than the row, for the last target; less where the source ends.
-        stops = np.minimum(starts + self._context + 1, self._shards.total_tokens)
+        stops = np.minimum(starts + self._context + 1, self.shards.total_tokens)
         first = np.searchsorted(ends, starts, side="right")
         last = np.searchsorted(ends, stops - 1, side="right")
 
@@ -194,8 +213,8 @@ class _Reader:
         document = first[row] + inside_row
         document_end = ends[document]
         source_document = documents[document]
-        source_start = self._shards.offsets[source_document]
-        document_start = document_end - (self._shards.offsets[source_document + 1] - source_start)
+        source_start = self.shards.offsets[source_document]
+        document_start = document_end - (self.shards.offsets[source_document + 1] - source_start)
         start = np.maximum(document_start, starts[row])
         stop = np.minimum(document_end, stops[row])
         length = stop - start
@@ -205,9 +224,11 @@ class _Reader:
         # One entry for each token of the rows: (token,) arrays.
         segment = np.repeat(np.arange(len(row)), length)
         position = np.arange(len(segment)) - np.repeat(np.cumsum(length) - length, length)
-        values = self._shards.tokens[physical[segment] + position].astype(np.int64)
         columns = column[segment] + position
         rows_at = places[row][segment]
+        own = self._is_own[rows_at]
+        values = np.zeros(len(segment), np.int64)
+        values[own] = self.shards.tokens[(physical[segment] + position)[own]]
 
         read = columns < self._context
         batch.tokens_bt[rows_at[read], columns[read]] = values[read]

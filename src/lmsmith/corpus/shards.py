@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import atomic_folder, require_file
+from lmsmith.corpus.remote_tokens import REMOTE_FILE, RemoteFile, RemoteTokens
 
 Tokens: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -23,11 +24,13 @@ class TokenShards:
     """Documents laid end to end, each ``[*start, *tokens, end_of_text]``.
 
     Attributes:
-        tokens: ``(total,)`` uint16 or uint32.
+        tokens: ``(total,)`` uint16 or uint32, mapped or elsewhere.
         offsets: ``(documents + 1,)`` int64; document i is ``tokens[offsets[i]:offsets[i + 1]]``.
     """
 
-    def __init__(self, tokens: Tokens | JoinedTokens, offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, tokens: Tokens | JoinedTokens | RemoteTokens, offsets: npt.NDArray[np.int64]
+    ) -> None:
         self.tokens = tokens
         self.offsets = offsets
 
@@ -35,27 +38,40 @@ class TokenShards:
     def load(cls, folder: Path) -> TokenShards:
         """Map a folder that `write_shards` wrote, or a folder of such folders as one.
 
+        In a copy of a corpus elsewhere, tokens are read there (`RemoteTokens`).
+
         Raises:
             UserError: a file is missing, cut off or not what it should be.
         """
-        if (folder / TOKENS_FILE).exists() or not folder.is_dir():
+        files = [folder / name for name in (TOKENS_FILE, REMOTE_FILE)]
+        if any(each.exists() for each in files) or not folder.is_dir():
             return cls._load_one(folder)
         parts = [cls._load_one(place) for place in sorted(folder.iterdir()) if place.is_dir()]
         if not parts:
             return cls._load_one(folder)
         starts = np.cumsum([0, *(part.total_tokens for part in parts)])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
-        joined = JoinedTokens([part.tokens for part in parts])  # type: ignore[misc]
+        joined: JoinedTokens | RemoteTokens
+        if remote := [
+            f for part in parts if isinstance(part.tokens, RemoteTokens) for f in part.tokens.files
+        ]:
+            joined = RemoteTokens(remote)
+        else:
+            joined = JoinedTokens([part.tokens for part in parts])  # type: ignore[misc]
         return cls(joined, np.concatenate([np.zeros(1, np.int64), *offsets]))
 
     @classmethod
     def _load_one(cls, folder: Path) -> TokenShards:
         fix = "Remove the folder and run the stage that made it again."
         try:
-            for name in (TOKENS_FILE, OFFSETS_FILE):
-                require_file(folder / name)
-            # Mapped, so that a length that the file does not have is no memory.
-            tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
+            tokens: Any
+            if (folder / REMOTE_FILE).exists():
+                tokens = RemoteTokens([RemoteFile.load(folder)])
+            else:
+                require_file(folder / TOKENS_FILE)
+                # Mapped, so that a length that the file does not have is no memory.
+                tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
+            require_file(folder / OFFSETS_FILE)
             offsets = np.load(folder / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{folder}: token shards cannot be read ({error})", fix) from error

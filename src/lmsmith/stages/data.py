@@ -20,7 +20,7 @@ import msgspec
 
 from lmsmith.core.config import NOT_A_SETTING, Fraction, NonNegativeFloat, Problem
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import beside, write_json, write_jsonl
+from lmsmith.core.files import beside, is_remote, write_json, write_jsonl
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.cleaning import (
     UnicodeForm,
@@ -36,6 +36,7 @@ from lmsmith.corpus.cleaning import (
     why_none_is_left,
 )
 from lmsmith.corpus.finished import CORPUS_FILE, CORPUS_SHARDS_FILE, FinishedCorpus
+from lmsmith.corpus.remote import copy_corpus, fetch_record
 from lmsmith.corpus.rows import Conversation, Document, Ranking, read_documents
 from lmsmith.corpus.sources import (
     PACKAGE_PREFIX,
@@ -57,6 +58,9 @@ from lmsmith.stages.human_rankings import (
 
 FROM_CONVERSATIONS = "data.conversations"
 """Source of the documents made from conversations."""
+
+COPIED_CORPUS = "corpus"
+"""In the stage's folder: the copy of a finished corpus elsewhere."""
 
 HELD_OUT = ("validation", "test")
 """Splits for measuring only; their text has its own files."""
@@ -117,7 +121,10 @@ class DataConfig:
     """Text of your own for pretraining, each a path or a table."""
     shards: str = ""
     """A finished corpus (`lmsmith corpus build`), read in pretraining beside the documents. Its
-    tokenizer is that of the run, and its held-out documents join the validation split's."""
+    tokenizer is that of the run, and its held-out documents join the validation split's.
+
+    A folder, or an address that fsspec reads, such as ``s3://bucket/corpus``: its tokens stay
+    there, and pretraining reads those of its batches."""
     rankings: tuple[str, ...] = ()
     """Sources of human rankings, used in place of the demo's labeler: files of own rows, of pairs
     (``chosen``, ``rejected``) or of Open Assistant's trees."""
@@ -182,7 +189,10 @@ class DataConfig:
         rows = [path for source in self.conversations for path in self._files(source, TALKS)]
         rows += [path for source in self.rankings for path in self._files(source, ROWS)]
         text = [path for own in self.documents for path in self._files(own.path, ROWS_OR_TEXT)]
-        built = [Path(self.place(self.shards)) / CORPUS_FILE] if self.shards else []
+        built = []
+        if self.shards:
+            place, remote = self.place(self.shards), is_remote(self.shards)
+            built = [fetch_record(place) if remote else Path(place) / CORPUS_FILE]
         return [str(path) for path in dict.fromkeys(rows + text + built)]
 
     def place(self, source: str) -> str:
@@ -237,7 +247,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
         if (split := assigned[name]) is not None:
             splits[split].append(conversation)
     documents = _documents(config, conversations, [assigned[n] for n in names], keys, counts, texts)
-    corpus = FinishedCorpus.load(Path(config.place(config.shards))) if config.shards else None
+    corpus = _finished_corpus(config, out)
     if corpus is not None:
         documents["validation"] += _built_validation(corpus, counts, out.progress)
     if not any(documents.values()) and not any(splits.values()) and corpus is None:
@@ -329,6 +339,16 @@ def _documents(
     return documents
 
 
+def _finished_corpus(config: DataConfig, out: StageFolder) -> FinishedCorpus | None:
+    """The corpus of ``shards``; one elsewhere is copied into the stage, without its tokens."""
+    if not config.shards:
+        return None
+    place = config.place(config.shards)
+    if is_remote(place):
+        place = str(copy_corpus(place, out / COPIED_CORPUS, out.progress))
+    return FinishedCorpus.load(Path(place))
+
+
 def _built_validation(
     corpus: FinishedCorpus, counts: Counter[str], progress: Progress
 ) -> list[Document]:
@@ -343,13 +363,18 @@ def _built_validation(
 
 
 def _write_built(corpus: FinishedCorpus | None, out: StageFolder) -> None:
-    """Where pretraining finds the shards of a finished corpus."""
+    """Where pretraining finds the shards of a finished corpus: relative to here, if copied."""
     place = out / CORPUS_SHARDS_FILE
     if corpus is None:
         place.unlink(missing_ok=True)
         return
-    about = {"folder": str(corpus.folder), "sources": corpus.sources}
-    write_json(place, about | {"tokenizer": str(corpus.tokenizer)})
+    here = out.path.absolute()
+    folder, tokenizer = (
+        str(each.relative_to(here) if each.is_relative_to(here) else each)
+        for each in (corpus.folder, corpus.tokenizer)
+    )
+    about = {"folder": folder, "sources": corpus.sources, "tokenizer": tokenizer}
+    write_json(place, about)
 
 
 def _split_name(conversation: Conversation, ranked_openings: Collection[str]) -> str:

@@ -131,7 +131,11 @@ def pretraining_batches(
         return None
     seed = derive_seed(seed, "pretraining")
     return PretrainingBatches(
-        *read_mixture(inputs["pretrain"]), context=context, batch_size=config.ptx_rows, seed=seed
+        *read_mixture(inputs["pretrain"]),
+        context=context,
+        batch_size=config.ptx_rows,
+        seed=seed,
+        own=team().rows,
     )
 
 

@@ -17,6 +17,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.corpus.batches import SHARDS_FOLDER, PretrainingBatches, write_mixture
 from lmsmith.corpus.finished import CORPUS_SHARDS_FILE
+from lmsmith.corpus.read_ahead import read_ahead
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.evaluation.methods.perplexity import bits_per_byte
@@ -101,7 +102,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
     if team().leads:
         own = sum(source.place is None for source in sources.values())
-        places = [source.place for source in sources.values() if source.place is not None]
+        places = [s.place for s in sources.values() if s.place is not None]
         write_mixture(out.path, shares[:own], dict(zip(places, shares[own:], strict=True)))
     batches = PretrainingBatches(
         [source.shards for source in sources.values()],
@@ -109,6 +110,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
         shape.context,
         config.batch_tokens // shape.context,
         derive_seed(out.seed, "batches"),
+        team().rows,
     )
     validation = rows_of_split(read_documents, inputs["data"] / "validation_documents.jsonl")
     held_out = [document.text for document in islice(validation, config.validation_documents)]
@@ -122,33 +124,34 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     decoder.checkpoint_activations = config.checkpoint_activations
     if not machine.compiler:
         out.progress.say("pretrain: no C++ compiler found, so nothing is compiled (eager mode)")
-    summary = train_language_model(
-        decoder,
-        batches.batch,
-        config.optimiser,
-        lambda index: learning_rate_factor(
-            config.schedule,
-            index,
-            steps,
-            config.warmup_steps,
-            config.final_lr_fraction,
-            config.decay_fraction,
-        ),
-        machine,
-        out,
-        description="pretrain",
-        steps=steps,
-        batch_tokens=config.batch_tokens,
-        micro_batch_size=config.micro_batch_size,
-        bytes_per_token=total_bytes / total_tokens,
-        held_out_bits_per_byte=(
-            partial(bits_per_byte, tokenizer=tokenizer, texts=held_out, machine=machine)
-            if held_out
-            else None
-        ),
-        validations=config.validations,
-        more_steps="raise pretrain.tokens, or lower pretrain.batch_tokens",
-    )
+    with read_ahead(batches, steps) as batch:
+        summary = train_language_model(
+            decoder,
+            batch,
+            config.optimiser,
+            lambda index: learning_rate_factor(
+                config.schedule,
+                index,
+                steps,
+                config.warmup_steps,
+                config.final_lr_fraction,
+                config.decay_fraction,
+            ),
+            machine,
+            out,
+            description="pretrain",
+            steps=steps,
+            batch_tokens=config.batch_tokens,
+            micro_batch_size=config.micro_batch_size,
+            bytes_per_token=total_bytes / total_tokens,
+            held_out_bits_per_byte=(
+                partial(bits_per_byte, tokenizer=tokenizer, texts=held_out, machine=machine)
+                if held_out
+                else None
+            ),
+            validations=config.validations,
+            more_steps="raise pretrain.tokens, or lower pretrain.batch_tokens",
+        )
     metrics = summary | {
         "parameters": float(shape.parameters),
         "corpus_tokens": float(total_tokens),
@@ -191,7 +194,7 @@ def pretraining_sources(data: Path, tokenizer: Tokenizer, folder: Path) -> dict[
             "Build it with [shards] tokenizer = the model's folder or name.",
         )
     for name, about in built["sources"].items():
-        place = Path(built["folder"]) / name
+        place = data.absolute() / built["folder"] / name
         sources[name] = Source(TokenShards.load(place), about["bytes"], place)
     return sources
 

@@ -71,7 +71,7 @@ def run(config: TokenizerConfig, inputs: Mapping[str, Path], out: StageFolder) -
     training, corpus = inputs["data"] / "documents.jsonl", inputs["data"] / CORPUS_SHARDS_FILE
     if corpus.is_file():
         built: Any = read_json(corpus)
-        tokenizer = load_any_tokenizer(built["tokenizer"])
+        tokenizer = load_any_tokenizer(str(inputs["data"] / built["tokenizer"]))
         out.progress.note("tokenizer: that of the corpus's shards (data.shards)")
     elif config.load:
         tokenizer = load_any_tokenizer(config.place())

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsmith.core.errors import UserError, needs_extra, refusing_damage
-from lmsmith.core.files import read_jsonl
+from lmsmith.core.files import is_remote, read_jsonl
+from lmsmith.core.progress import LineProgress
 from lmsmith.corpus.build.shards import INDEX_FILE
 from lmsmith.corpus.finished import FinishedCorpus
+from lmsmith.corpus.remote import kept_copy
 from lmsmith.corpus.shards import TokenShards
 from lmsmith.tokenizers import Tokenizer
 
@@ -102,16 +104,18 @@ class CorpusDocuments:
     parts: tuple[Part, ...]
 
     @classmethod
-    def open(cls, folder: Path, source: str = "") -> CorpusDocuments:
+    def open(cls, place: str | Path, source: str = "") -> CorpusDocuments:
         """Map the shards of a finished corpus.
 
         Args:
-            folder: ``out`` of its recipe.
+            place: ``out`` of its recipe; of an address, the index is kept in the user's cache.
             source: read only this one.
 
         Raises:
             UserError: no finished corpus, no such source, or damaged shards.
         """
+        remote = is_remote(str(place))
+        folder = kept_copy(str(place), LineProgress()) if remote else Path(place)
         finished = FinishedCorpus.load(folder)
         if source and source not in finished.sources:
             known = ", ".join(finished.sources)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lmsmith.core.errors import needs_extra
+from lmsmith.core.files import is_remote
 
 ALWAYS_UNPACKED = 1 << 26
 """Bytes that any packed file may unpack to."""
@@ -35,11 +36,6 @@ class Limits:
     characters: int
     row_bytes: int
     times: int
-
-
-def is_remote(place: str) -> bool:
-    """Whether fsspec reads the place, such as ``s3://bucket/key``."""
-    return "://" in place
 
 
 @contextlib.contextmanager

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lmsmith.core.errors import UserError, needs_extra
-from lmsmith.core.files import beside, fingerprint, is_hidden, missing, sha256_file
+from lmsmith.core.files import beside, fingerprint, is_hidden, is_remote, missing, sha256_file
 from lmsmith.corpus.build.document import Removed
-from lmsmith.corpus.build.reading.opening import is_remote
 from lmsmith.corpus.build.recipe import CorpusRecipe, SourceConfig
 
 ITEM_BYTES = 1 << 25
