@@ -125,9 +125,9 @@ class CorpusDocuments:
             for each in finished.record["parts"]:
                 if source not in ("", each["source"]):
                     continue
-                place = finished.folder / each["folder"]
-                shards = TokenShards.load(place)
-                parts.append(Part(each["source"], place, start, shards.tokens, shards.offsets))
+                part = finished.folder / each["folder"]
+                shards = TokenShards.load(part)
+                parts.append(Part(each["source"], part, start, shards.tokens, shards.offsets))
                 start += shards.total_tokens
         return cls(finished, tuple(parts))
 
