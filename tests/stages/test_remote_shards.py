@@ -184,10 +184,19 @@ def test_ranges_of_several_files_are_one_array(tmp_path: Path) -> None:
     whole = np.concatenate([np.load(tmp_path / f"{number}.npy") for number in range(3)])
     tokens = RemoteTokens(files)
     assert len(tokens) == 13
+    assert (np.asarray(tokens) == whole).all()
+    assert tokens[np.array([], np.int64)].tolist() == []
     chance = np.random.default_rng(0)
     for index in (np.arange(13), chance.integers(0, 13, 40), np.array([4, 5, 6, 0, 1])):
         assert (tokens[index] == whole[index]).all()
-    for some in (slice(3, 9), slice(-2, None), slice(4, 4)):
+    for some in (
+        slice(3, 9),
+        slice(-2, None),
+        slice(4, 4),
+        slice(13, 13),
+        slice(9, 2),
+        slice(0, 6),
+    ):
         assert (tokens[some] == whole[some]).all()
 
 

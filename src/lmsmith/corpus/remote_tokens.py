@@ -69,6 +69,10 @@ class RemoteTokens:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All tokens, in memory."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The tokens of a slice without step, or at places; places in sequence are one read.
 
@@ -76,20 +80,27 @@ class RemoteTokens:
             UserError: the storage does not answer, or gives too little.
         """
         if isinstance(index, slice):
-            index = np.arange(*index.indices(len(self))[:2])
-        if not len(index):
+            start, stop, _ = index.indices(len(self))
+            inner = self._starts[(self._starts > start) & (self._starts < stop)]
+            first, last = np.append(start, inner), np.append(inner, max(start, stop))
+        else:
+            number = np.searchsorted(self._starts, index, side="right") - 1
+            breaks = np.flatnonzero((np.diff(index) != 1) | (np.diff(number) != 0))
+            first = index[np.append(0, breaks + 1)] if len(index) else index
+            last = index[np.append(breaks, len(index) - 1)] + 1 if len(index) else index
+        return self._read(first, last)
+
+    def _read(self, first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Runs of tokens, each in one file, one after another."""
+        wanted = np.flatnonzero(last > first)
+        if not len(wanted):
             return np.empty(0, self.dtype)
-        number = np.searchsorted(self._starts, index, side="right") - 1
-        breaks = np.flatnonzero((np.diff(index) != 1) | (np.diff(number) != 0))
-        first, last = np.append(0, breaks + 1), np.append(breaks, len(index) - 1)
-        size = self.dtype.itemsize
-        begin = np.array([each.begin for each in self.files])[number[first]]
-        inside = index[first] - self._starts[number[first]]
-        start = begin + size * inside
-        stop = start + size * (last - first + 1)
-        urls = [self.files[each].url for each in number[first]]
-        found = read_ranges(urls, start.tolist(), stop.tolist())
-        return np.frombuffer(b"".join(found), self.dtype)
+        first, last, size = first[wanted], last[wanted], self.dtype.itemsize
+        number = np.searchsorted(self._starts, first, side="right") - 1
+        begin = np.array([each.begin for each in self.files])[number] - size * self._starts[number]
+        urls = [self.files[each].url for each in number]
+        ranges = [(begin + size * place).tolist() for place in (first, last)]
+        return np.frombuffer(b"".join(read_ranges(urls, *ranges)), self.dtype)
 
 
 def read_ranges(urls: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:

@@ -188,7 +188,7 @@ def pretraining_sources(data: Path, tokenizer: Tokenizer, folder: Path) -> dict[
         return shared_sources(documents, tokenizer, folder)
     sources = shared_sources(documents, tokenizer, folder) if documents.is_file() else {}
     built: Any = read_json(corpus)
-    if not same_tokens(load_any_tokenizer(built["tokenizer"]), tokenizer):
+    if not same_tokens(load_any_tokenizer(str(data / built["tokenizer"])), tokenizer):
         raise UserError(
             "data.shards: the corpus has another tokenizer than the model",
             "Build it with [shards] tokenizer = the model's folder or name.",
