@@ -215,10 +215,10 @@ def children(process: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def write_recipe(folder: Path) -> None:
+def write_recipe(folder: Path, sharding: str = "off") -> None:
     write_jsonl(folder / "talks.jsonl", conversations(20, 3, "z"))
     write_jsonl(folder / "docs.jsonl", documents(40, 3))
-    (folder / "own.toml").write_text(RECIPE)
+    (folder / "own.toml").write_text(RECIPE.replace("[data]", f'sharding = "{sharding}"\n[data]'))
 
 
 RUN = ["-m", "lmsmith", "run", "own.toml", "--folder", "run", "--json", "--quiet"]
@@ -284,7 +284,8 @@ def test_ctrl_c_stops_all_with_one_message_and_torchrun_goes_on(tmp_path: Path) 
 
 
 def test_when_one_is_killed_all_stop_and_the_same_command_continues(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
+    """Also where they wait in PyTorch's own code, for a model in parts."""
+    write_recipe(tmp_path, "on")
     command = [*RUN, "--processes", "2"]
     with begun(tmp_path, command) as running:
         os.kill(children(running.pid)[-1], signal.SIGKILL)
