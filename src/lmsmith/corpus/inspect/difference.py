@@ -79,7 +79,7 @@ def reasons(corpus: CorpusDocuments, ids: set[str]) -> dict[str, str]:
 
 def _about(corpus: CorpusDocuments, kept: Mapping[str, Kept]) -> dict[str, Any]:
     return {
-        "corpus": str(corpus.finished.folder.parent),
+        "corpus": corpus.place,
         "documents": len(kept),
         "bytes": sum(each.size for each in kept.values()),
         "tokens": corpus.tokens,

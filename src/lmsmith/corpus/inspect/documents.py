@@ -98,10 +98,11 @@ class HeldOut(Part):
 
 @dataclass(frozen=True)
 class CorpusDocuments:
-    """A finished corpus, or one source of it."""
+    """A finished corpus, or one source of it; ``place`` is its folder or address."""
 
     finished: FinishedCorpus
     parts: tuple[Part, ...]
+    place: str
 
     @classmethod
     def open(cls, place: str | Path, source: str = "") -> CorpusDocuments:
@@ -129,7 +130,8 @@ class CorpusDocuments:
                 shards = TokenShards.load(part)
                 parts.append(Part(each["source"], part, start, shards.tokens, shards.offsets))
                 start += shards.total_tokens
-        return cls(finished, tuple(parts))
+        named = str(place) if remote else str(finished.folder.parent)
+        return cls(finished, tuple(parts), named)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -45,7 +45,7 @@ def look(corpus: CorpusDocuments, at: int, tokens: int) -> dict[str, Any]:
     start = max(0, at - tokens // 2)
     end = min(corpus.tokens, max(at + 1, start + tokens))
     return {
-        "corpus": str(corpus.finished.folder.parent),
+        "corpus": corpus.place,
         "tokens": corpus.tokens,
         "at": at,
         "start": start,

@@ -71,7 +71,7 @@ def search(
     hits = _all(corpus, find, limit)
     seconds = time.perf_counter() - started
     return {
-        "corpus": str(corpus.finished.folder.parent),
+        "corpus": corpus.place,
         "phrase": phrase,
         "tokens": corpus.tokens,
         "bytes": sum(int(corpus.finished.sources[part]["bytes"]) for part in hits.by_source),

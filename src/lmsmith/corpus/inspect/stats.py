@@ -46,7 +46,7 @@ def statistics(corpus: CorpusDocuments) -> dict[str, Any]:
         for start in range(0, len(part.tokens), 1 << 22):
             counts += np.bincount(part.tokens[start : start + (1 << 22)], minlength=size)[:size]
     return {
-        "corpus": str(corpus.finished.folder.parent),
+        "corpus": corpus.place,
         "tokens": corpus.tokens,
         "held_out": corpus.finished.record["validation_documents"],
         "sources": {
