@@ -384,12 +384,13 @@ def cold_start(gguf: Path) -> float:
 
 def print_sides(result: dict[str, Any]) -> None:
     table = Table(
-        title=f"SmolLM2-135M, {result['machine']['threads']} threads: tokens a second",
+        title=f"SmolLM2-135M, {result['machine']['threads']} threads: tokens a second of 1, "
+        f"{BATCH} and {MOST} replies, seconds to the first token of 512 and of 2,048",
         caption=f"floor: weights read at {result['memory_gigabytes_per_second']:.1f} GB/s; "
         f"cold start to first token {result['cold_start_seconds']:.1f} s",
     )
     table.add_column("side")
-    columns = ("one stream", "of floor", "batch 16", "batch 64", "first of 512", "of 2,048")
+    columns = ("1", "of floor", f"{BATCH}", f"{MOST}", "512", "2,048")
     for column in (*columns, "memory", "of model"):
         table.add_column(column, justify="right", no_wrap=True)
     for side, found in result["sides"].items():
