@@ -29,6 +29,7 @@ from lmsmith.generation.weights import (
     Norm,
     Weight,
     WeightKind,
+    read_norm,
     read_packed,
     read_weight,
 )
@@ -92,10 +93,12 @@ class InferenceDecoder:
             self.unembedding = prepare(read_packed(packed[f"{name}.weight"], None, self.dtype))
             table = packed["token_embedding.weight"][0]
             tied = self.unembedding if self.config.tied_embeddings else None
-            self._decoder.token_embedding = PackedEmbedding(table, tied)  # type: ignore[assignment]
+            self._decoder.token_embedding = PackedEmbedding(table, tied, self.kernels)  # type: ignore[assignment]
         else:
             parts = [self._decoder.unembedding_weight]
             self.unembedding = prepare(read_weight(parts, [None], self.dtype, weights))
+        norm = self._decoder.final_norm
+        self._final_norm = None if isinstance(norm, nn.Identity) else read_norm(norm)
         self._rotations: Rotation | None = None  # of the positions from 0 on
         self._stack = native_stack(self.kernels, self.blocks, self.config, self.dtype)
         self._low_rank = dict(adapters or {})
@@ -183,8 +186,9 @@ class InferenceDecoder:
             for layer, block in enumerate(self.blocks):
                 products = Products(self.kernels, block, self.dtype, layer, groups)
                 x_nd = self._block(x_nd, products, places, cache.layers[layer])
-        result: Tensor = self._decoder.final_norm(x_nd)
-        return result
+        if self._final_norm is None:
+            return x_nd
+        return self.kernels.norm(x_nd, self._final_norm, torch.float32)
 
     @torch.inference_mode()
     def logits(self, hidden_nd: Tensor) -> Tensor:
@@ -359,10 +363,14 @@ class PackedEmbedding(nn.Module):
         table: as the file packs it.
         unembedding: the same in panels, which are read if they are packed too; None if it is
             another matrix.
+        kernels: reads the rows.
     """
 
-    def __init__(self, table: PackedTensor, unembedding: Weight | None) -> None:
+    def __init__(
+        self, table: PackedTensor, unembedding: Weight | None, kernels: TorchKernels
+    ) -> None:
         super().__init__()
+        self._kernels = kernels
         outputs, inputs = table.shape
         self._table = unembedding
         if unembedding is None or unembedding.packing is None:
@@ -372,7 +380,7 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         assert self._table is not None
-        return self._table.rows(tokens.flatten()).view(*tokens.shape, -1)
+        return self._kernels.rows(self._table, tokens.flatten()).view(*tokens.shape, -1)
 
 
 def unpacked(model: InferenceDecoder) -> Decoder:

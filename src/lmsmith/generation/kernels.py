@@ -54,6 +54,10 @@ class TorchKernels:
             result = onednn(x_ni, weight.laid_out, bias, "none", [], "")
         return result.to(dtype) if add_to is None else add_to.add_(result)
 
+    def rows(self, weight: Weight, rows_n: Tensor) -> Tensor:
+        """Rows of a matrix by number, float32 (n, inputs): an embedding of tokens."""
+        return weight.rows(rows_n)
+
     def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
         """RMSNorm, or LayerNorm where there is a shift; float32 in, ``dtype`` out."""
         weight, shift, epsilon = norm

@@ -115,7 +115,7 @@ class _Pool:
 
     def own(self, row: int, block: int, filled: int) -> None:
         """Copy a shared page's first ``filled`` tokens to a page of the row's own."""
-        page = int(self.table[row, block])
+        page = int(self.table.numpy()[row, block])  # indexing a tensor takes microseconds
         if self.users[page] > 1:
             self.users[page] -= 1
             copy = self.take(row, block)

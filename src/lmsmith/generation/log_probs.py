@@ -59,6 +59,8 @@ def drawn_log_probs(
     logits_bv: Tensor, sequences: Sequence[RunningSequence], tokens: Sequence[int]
 ) -> list[TokenLogProb | None]:
     """Log-probability of each sequence's drawn token; None where it is not requested."""
+    if not any(each.settings.wants_log_probs for each in sequences):
+        return [None] * len(tokens)
     found: list[TokenLogProb | None] = []
     for logits_v, each, token in zip(logits_bv, sequences, tokens, strict=True):
         asked, top = each.settings.wants_log_probs, [each.settings.top_log_probs]

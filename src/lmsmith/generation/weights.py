@@ -174,7 +174,8 @@ class Norm(NamedTuple):
     epsilon: float
 
 
-def _read_norm(norm: nn.LayerNorm | nn.RMSNorm) -> Norm:
+def read_norm(norm: nn.LayerNorm | nn.RMSNorm) -> Norm:
+    """A layer's norm as the kernels take it."""
     assert norm.eps is not None
     return Norm(norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None, norm.eps)
 
@@ -195,8 +196,8 @@ class BlockWeights:
     ) -> None:
         layer = block.feed_forward
         assert isinstance(layer, FeedForward | GatedFeedForward)
-        self.attention_norm = _read_norm(block.attention_norm)
-        self.feed_forward_norm = _read_norm(block.feed_forward_norm)
+        self.attention_norm = read_norm(block.attention_norm)
+        self.feed_forward_norm = read_norm(block.feed_forward_norm)
         gated = isinstance(layer, GatedFeedForward)
 
         def ready(*names: str) -> Weight:

@@ -48,6 +48,8 @@ def test_panels_hold_the_numbers_of_the_file(
     assert torch.equal(panels.as_dtype(torch.float32), expected)
     rows = torch.tensor([outputs - 1, 0, 3])
     assert torch.equal(panels.rows(rows), expected[rows])
+    assert torch.equal(kernels.rows(panels, rows), expected[rows])
+    assert kernels.rows(panels, torch.tensor([outputs])).isnan().all()
 
 
 @pytest.mark.parametrize("name", MULTIPLIED)

@@ -56,6 +56,7 @@ void keep(const Attend<T>& a, int token, int head) {
 }
 
 const int MAX_WIDTH = 512;
+const int MOST_AHEAD = 1023;  // last position that is asked for: what stays in a cache till then
 
 template <typename T>
 inline float dot(const float* query, const T* key, int width) {
@@ -156,14 +157,48 @@ struct Queries {
 };
 
 template <typename T>
-void mix_all(const Attend<T>& a, const Queries& q) {
+void mix_all(const Attend<T>& a, const Queries& q, const Queries*) {
     for (int i = 0; i < q.count; ++i)
         mix(a, q.token[i], q.head[i], scores_of_thread(a.positions[q.token[i]] + 1));
 }
 
+// Keys and values that the heads of one token read. Those of another row are in no cache, and come in
+// pieces too short for the processor to see ahead: so they are asked for while the ones before them
+// are read.
+class Ahead {
+  public:
+    // Of nothing for null, and for tokens of a prompt, which read what has just been read.
+    Ahead(const Attend<bf16>& a, const Queries* q)
+        : a_(a), last_(q && q->token[0] == q->token[q->count - 1] ? a.positions[q->token[0]] : -1) {
+        if (last_ < 0) return;
+        table_ = a.table + int64_t(a.rows[q->token[0]]) * a.row_pages;
+        head_ = q->head[0] / (a.heads / a.shared);
+        last_ = std::min(last_, MOST_AHEAD);
+    }
+
+    // TILE positions, the first of which is a multiple of it. Inlined: GCC drops calls of a function
+    // that only asks.
+    __attribute__((always_inline)) void ask_for(int position) const {
+        if (position > last_) return;
+        const int64_t in_page = int64_t(position % a_.page) * a_.width;
+        const int64_t page = int64_t(table_[position / a_.page]) * a_.shared + head_;
+        const int64_t place = page * a_.page * a_.width + in_page;
+        for (int at = 0; at < TILE * a_.width; at += 32) {
+            __builtin_prefetch(a_.keys + place + at, 0, 2);
+            __builtin_prefetch(a_.values + place + at, 0, 2);
+        }
+    }
+
+  private:
+    const Attend<bf16>& a_;
+    int last_;
+    const int32_t* table_ = nullptr;
+    int head_ = 0;
+};
+
 // `mix` of M queries together: keys and values are read, and made float, once for all of them.
 template <int M>
-void mix_together(const Attend<bf16>& a, const Queries& q) {
+void mix_together(const Attend<bf16>& a, const Queries& q, const Ahead& ahead) {
     alignas(64) Query query[M][MAX_WIDTH];
     alignas(64) float sums[M][MAX_WIDTH];
     const int width = a.width, shared_head = q.head[0] / (a.heads / a.shared);
@@ -187,6 +222,7 @@ void mix_together(const Attend<bf16>& a, const Queries& q) {
         const int64_t page = table[position / a.page];
         const bf16* key =
             a.keys + (page * a.shared + shared_head) * page_size + position % a.page * width;
+        ahead.ask_for(position);
         float tile[TILE * TILE];
         score_tile<M>(query, key, width, a.scale, tile);
         for (int i = 0; i < M; ++i)
@@ -232,12 +268,13 @@ void mix_together(const Attend<bf16>& a, const Queries& q) {
     }
 }
 
-inline void mix_all(const Attend<bf16>& a, const Queries& q) {
-    if (a.width % STRIP || a.page % TILE) mix_all<bf16>(a, q);
-    else if (q.count == 4) mix_together<4>(a, q);
-    else if (q.count == 3) mix_together<3>(a, q);
-    else if (q.count == 2) mix_together<2>(a, q);
-    else mix_together<1>(a, q);
+inline void mix_all(const Attend<bf16>& a, const Queries& q, const Queries* next) {
+    const Ahead ahead(a, next);
+    if (a.width % STRIP || a.page % TILE) mix_all<bf16>(a, q, next);
+    else if (q.count == 4) mix_together<4>(a, q, ahead);
+    else if (q.count == 3) mix_together<3>(a, q, ahead);
+    else if (q.count == 2) mix_together<2>(a, q, ahead);
+    else mix_together<1>(a, q, ahead);
 }
 
 // Shares the queries out: of a prompt, 4 tokens of one head; of a single token, the heads that
@@ -277,12 +314,20 @@ void keep_range(const Attend<T>& a, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) keep(a, int(i / a.shared), int(i % a.shared));
 }
 
+// The queries after these are those that so many threads leave, each of which takes as many.
 template <typename T>
-void mix_range(const Attend<T>& a, const std::vector<Queries>& queries, int64_t begin,
-               int64_t end) {
-    for (int64_t i = begin; i < end; ++i) mix_all(a, queries[i]);
+void mix_range(const Attend<T>& a, const std::vector<Queries>& queries, int64_t begin, int64_t end,
+               int threads) {
+    for (int64_t i = begin; i < end; ++i) {
+        const size_t next = i + 1 < end ? i + 1 : end + (threads - 1) * (end - begin);
+        mix_all(a, queries[i], next < queries.size() ? &queries[next] : nullptr);
+    }
 }
 
-const int MIXED_RANGES = 256;  // prompts: the last queries see most, so ranges are small
+// Of how many ranges: of prompts the last queries see most, so ranges are small; but of a few queries
+// each, where there are many, since a thread asks ahead best within its own.
+inline int mixed_ranges(int64_t queries) {
+    return int(queries < 24 ? queries : std::min<int64_t>(queries / 3, 256));
+}
 
 }  // namespace lmsmith

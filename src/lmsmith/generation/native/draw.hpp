@@ -50,11 +50,19 @@ inline bool is_finite(const Logits<false>& logits) {
 // The first of the largest.
 template <bool MASKED>
 inline int largest_of(const Logits<MASKED>& logits) {
-    f32x16 most = f32x16{} - INFINITY;
-    for (int i = 0; i < logits.count; i += 16) most = larger(logits.block(i), most);
-    float value = most[0];
-    for (int lane = 1; lane < 16; ++lane) value = most[lane] > value ? most[lane] : value;
-    for (int i = 0; i < logits.count; ++i)
+    const int BLOCK = 1024;  // whose largest is known before its place is looked for
+    float value = -INFINITY;
+    int place = 0;
+    for (int start = 0; start < logits.count; start += BLOCK) {
+        const int end = std::min(logits.count, start + BLOCK);
+        f32x16 most = f32x16{} - INFINITY;
+        for (int i = start; i < end; i += 16) most = larger(logits.block(i), most);
+        float largest = most[0];
+        for (int lane = 1; lane < 16; ++lane)
+            largest = most[lane] > largest ? most[lane] : largest;
+        if (largest > value) value = largest, place = start;
+    }
+    for (int i = place; i < logits.count; ++i)
         if (logits.at(i) == value) return i;
     return 0;
 }

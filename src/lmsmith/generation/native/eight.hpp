@@ -47,6 +47,17 @@ inline f32x8 all_of(float x) { return f32x8{x, x, x, x, x, x, x, x}; }
 inline i32x8 pair_products(i16x16 a, i16x16 b) {
 #if defined(__AVX2__)
     return (i32x8)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__aarch64__)
+    struct Halves { int16x8_t low, high; } x, y;
+    std::memcpy(&x, &a, 32), std::memcpy(&y, &b, 32);
+    const auto products = [](int16x8_t one, int16x8_t other) {
+        return vpaddq_s32(vmull_s16(vget_low_s16(one), vget_low_s16(other)),
+                          vmull_high_s16(one, other));
+    };
+    const struct { int32x4_t low, high; } sums{products(x.low, y.low), products(x.high, y.high)};
+    i32x8 result;
+    std::memcpy(&result, &sums, 32);
+    return result;
 #else
     const i32x8 x = (i32x8)a, y = (i32x8)b;
     return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);

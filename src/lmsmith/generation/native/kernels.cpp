@@ -64,14 +64,14 @@ class Product {
 
 template <typename T>
 void attend(const Attend<T>& all, int threads) {
-    in_team(threads, [a = all, queries = share_out(all)](Member& member) {
+    in_team(threads, [a = all, queries = share_out(all), threads](Member& member) {
         const Attend<T>* of = &a;
         member.divide(int64_t(a.tokens) * a.shared,
                       [of](int64_t begin, int64_t end) { keep_range(*of, begin, end); });
         const int64_t count = queries.size();
         member.divide(count, [&](int64_t begin, int64_t end) {
-            mix_range(a, queries, begin, end);
-        }, MIXED_RANGES);
+            mix_range(a, queries, begin, end, threads);
+        }, mixed_ranges(count));
     });
 }
 
@@ -331,8 +331,8 @@ void run_stack(const Stack& stack, int threads) {
                 keep_range(attending(), begin, end);
             });
             member.divide(sizes.queries, [&](int64_t begin, int64_t end) {
-                mix_range(attending(), *queries, begin, end);
-            }, MIXED_RANGES);
+                mix_range(attending(), *queries, begin, end, threads);
+            }, mixed_ranges(sizes.queries));
             member.divide(panels[1], Multiply{threads, &block->output, mixed, s.x, n, ADD_TO_FLOAT});
             adapting(OUTPUT, mixed, s.x);
             normalise(false);
@@ -375,6 +375,15 @@ void lmsmith_pack(const uint8_t* from, void* values, uint16_t* scales, uint16_t*
     for_all(threads, rows, [=](int64_t row) {
         pack_row(packing, from + row * bytes, to, row, blocks, inputs);
     });
+}
+
+// Rows of a packed matrix, in float32; NaN for those that it does not have.
+void lmsmith_rows(const Matrix* w, const int64_t* rows, float* to, int count) {
+    const Panels from{const_cast<void*>(w->weight), (uint16_t*)w->scales, (uint16_t*)w->minima,
+                      (int16_t*)w->steps};
+    for (int i = 0; i < count; ++i, to += w->inputs)
+        if (rows[i] < 0 || rows[i] >= w->outputs) std::fill(to, to + w->inputs, NAN);
+        else read_row(w->packing, from, rows[i], (w->outputs + LANES - 1) / LANES, w->inputs, to);
 }
 
 // y = x W^T + bias.

@@ -62,6 +62,7 @@ _SIGNATURES = {
     "linear": "pppiii",
     "lay_out": "ppqqii",
     "pack": "pppppqqii",
+    "rows": "pppi",
     "norm": "ppppiifiii",
     "gate": "ppiii",
     "gelu": "ppiii",
@@ -145,8 +146,17 @@ class NativeKernels(TorchKernels):
         self.library.lmsmith_linear(*addresses, len(x_ni), kind, torch.get_num_threads())
         return result
 
+    def rows(self, weight: Weight, rows_n: Tensor) -> Tensor:
+        if weight.packing is None or weight.matrix is None or weight.rest is not None:
+            return super().rows(weight, rows_n)
+        rows_n = rows_n.long().contiguous()
+        result = torch.empty(len(rows_n), weight.shape[1])
+        addresses = ctypes.addressof(weight.matrix), address(rows_n), address(result)
+        self.library.lmsmith_rows(*addresses, len(rows_n))
+        return result
+
     def norm(self, x_nd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
-        result = torch.empty(x_nd.shape, dtype=dtype)
+        x_nd, result = x_nd.contiguous(), torch.empty(x_nd.shape, dtype=dtype)
         tensors, centred = (x_nd, norm.weight, norm.shift, result), norm.shift is not None
         self._call("norm", tensors, *x_nd.shape, norm.epsilon, centred, _RESULTS[dtype])
         return result

@@ -112,4 +112,47 @@ inline void pack_row(int packing, const uint8_t* from, const Panels& to, int64_t
     }
 }
 
+inline float widen_half(uint16_t bits) {  // as widen_float16
+    const uint32_t size = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
+    float value;
+    std::memcpy(&value, &size, 4);
+    value *= 0x1p112f;
+    return sign ? -value : value;
+}
+
+// A row's numbers in float32, those of the file's block to the bit: but for the last of its
+// operations, all are exact.
+inline void read_row(int packing, const Panels& from, int64_t row, int64_t blocks, int64_t inputs,
+                     float* to) {
+    const int size = inputs_of_scale(packing), step = inputs_of_column(packing);
+    const int64_t columns = inputs / step, groups = inputs / size;
+    const int half = packing == Q6_K ? UNIT / 2 : UNIT;  // numbers of one scale
+    for (int64_t input = 0; input < inputs; input += half) {
+        float scale = widen_half(*place(from.scales, row, input / size, groups, blocks));
+        float least = packing == Q4_0 ? -8.0f * scale : 0.0f;
+        if (from.minima) least = widen_half(*place(from.minima, row, input / size, groups, blocks));
+        if (from.steps) {
+            int8_t steps[2];
+            std::memcpy(steps, place(from.steps, row, input / UNIT, inputs / UNIT, blocks), 2);
+            scale *= packing == Q6_K ? steps[input % UNIT / half] : steps[0];
+            least *= -steps[1];
+        }
+        for (int i = 0; i < half; ++i) {
+            const int64_t column = (input + i) / step;
+            float number;
+            if (step == 2) {
+                int8_t pair[2];
+                std::memcpy(pair, place(static_cast<int16_t*>(from.values), row, column, columns,
+                                        blocks), 2);
+                number = pair[i % 2];
+            } else {
+                const auto word = *place(static_cast<uint32_t*>(from.values), row, column, columns,
+                                         blocks);
+                number = word >> (4 * (i % 8 / 2) + 16 * (i % 2)) & 15;
+            }
+            to[input + i] = is_four_bits(packing) ? scale * number + least : scale * number;
+        }
+    }
+}
+
 }  // namespace lmsmith

@@ -36,6 +36,8 @@ inline Floats multiply_add_lanes(Floats a, Floats b, Floats sum) {
 inline Floats widen_float16(const uint16_t* from) {
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
 }
+inline Floats load_lanes(const bf16* from) { return load16(from); }
+inline int32_t sum_of_lanes(Ints x) { return _mm512_reduce_add_epi32((__m512i)x); }
 inline void finish_lanes(const Linear& l, Floats sum, int row, int output) {
     if (output < l.n) finish16(l, (__m512)sum, row, output);
 }
@@ -63,6 +65,17 @@ inline Floats widen_float16(const uint16_t* from) {
     const Floats size = (Floats)((bits & 0x7fffu) << 13) * 0x1p112f;
     return (Floats)((u32x8)size | (bits & 0x8000u) << 16);
 #endif
+}
+inline Floats load_lanes(const bf16* from) { return load8(from); }
+inline int32_t largest_lane(Ints x) {
+    int32_t most = x[0];
+    for (int lane = 1; lane < WIDTH; ++lane) most = x[lane] > most ? x[lane] : most;
+    return most;
+}
+inline int32_t sum_of_lanes(Ints x) {
+    int32_t sum = 0;
+    for (int lane = 0; lane < WIDTH; ++lane) sum += x[lane];
+    return sum;
 }
 inline void finish_lanes(const Linear& l, Floats sum, int row, int output) {
     finish8(l, sum, row, output);
@@ -387,24 +400,24 @@ inline void prepare_packed_rows(const Linear& l, Part& part) {
     rounded.resize(units * UNIT), scales.resize(units), sums.resize(units);
     for (int64_t unit = 0; unit < units; ++unit) {
         const bf16* from = l.x + unit * UNIT;
-        uint32_t bits = 0;
+        uint16_t bits = 0;
         for (int i = 0; i < UNIT; ++i) {
-            const uint32_t size = from[i] & 0x7fffu;
+            const uint16_t size = from[i] & 0x7fffu;
             bits = size > bits ? size : bits;
         }
-        const float most = widen(bf16(bits)), inverse = most > 0 ? 32767.0f / most : 0.0f;
-        i32x8 sum = {};
-        for (int i = 0; i < UNIT; i += EIGHT) {
-            const f32x8 whole = multiply_add(load8(from + i), all_of(inverse), all_of(magic));
-            const i32x8 number = (i32x8)whole - 0x4b400000;
-            const i16x8 half = __builtin_convertvector(number, i16x8);
-            std::memcpy(&rounded[unit * UNIT + i], &half, 16);
-            sum += __builtin_convertvector(half, i32x8);
+        const float most = widen(bf16(bits));
+        const Floats inverse = all_lanes(most > 0 ? 32767.0f / most : 0.0f);
+        Ints sum = {};
+        for (int i = 0; i < UNIT; i += WIDTH) {
+            const Floats whole = multiply_add_lanes(load_lanes(from + i), inverse, all_lanes(magic));
+            const Ints number = (Ints)whole - 0x4b400000;
+            typedef int16_t Halves __attribute__((vector_size(WIDTH * 2)));
+            const Halves halves = __builtin_convertvector(number, Halves);
+            std::memcpy(&rounded[unit * UNIT + i], &halves, sizeof halves);
+            sum += number;
         }
-        int32_t whole = 0;
-        for (int i = 0; i < EIGHT; ++i) whole += sum[i];
         scales[unit] = most / 32767.0f;
-        sums[unit] = scales[unit] * float(whole);
+        sums[unit] = scales[unit] * float(sum_of_lanes(sum));
     }
     part.stride = l.k, part.pairs = l.k / 2, part.chunks = l.k / UNIT;
     part.x = rounded.data(), part.x_scales = scales.data(), part.x_sums = sums.data();
