@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +161,17 @@ def test_a_damaged_corpus_is_one_message(
     assert f"memory:/{path}" in str(error.value)
 
 
+@pytest.mark.parametrize("outside", ["../../../outside", "/outside"])
+def test_nothing_is_written_outside_of_the_copy(stored: Path, outside: str) -> None:
+    system, path = fsspec.filesystem("memory"), "/bucket/corpus/corpus.json"
+    outside = str(stored.parent / "outside") if outside.startswith("/") else outside
+    record = json.loads(system.cat_file(path))
+    record["files"][outside] = hashlib.sha256(b"theirs").hexdigest()
+    system.pipe_file(path, json.dumps(record).encode())
+    with pytest.raises(UserError, match="leads out of the corpus"):
+        run_stages(stored, "run", f"data.shards={URL}")
+
+
 def test_no_corpus_there_is_said_before_anything_runs(stored: Path) -> None:
     with pytest.raises(SettingsError, match="no finished corpus is there"):
         load_stage_recipe(stored, ["data.shards=memory://bucket/nothing"])
@@ -171,6 +183,7 @@ def test_the_tools_read_it_too(stored: Path, capsys: pytest.CaptureFixture[str])
         for place in (str(stored.parent / "built"), URL):
             assert cli.main(["corpus", words[0], place, *words[1:], "--json"]) == 0
             found.append(json.loads(capsys.readouterr().out))
+            found[-1].pop("seconds", None)  # of the search
         assert found[1] == found[0] | {"corpus": URL}
 
 

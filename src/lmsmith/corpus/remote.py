@@ -71,16 +71,16 @@ def copy_corpus(url: str, folder: Path, progress: Progress, *, index: bool = Fal
     work: list[Callable[[], None]] = []
     with refusing_damage(folder / CORPUS_FILE, "Copy the corpus to the storage again."):
         record: Any = msgspec.json.decode(record_bytes)
-        shards, place = f"{url}/{record['shards']}", folder / str(record["shards"])
+        shards, place = f"{url}/{record['shards']}", _below(folder, record["shards"])
         for name, content in record["files"].items():
-            work.append(_copying(f"{shards}/{name}", place / name, content))
+            work.append(_copying(f"{shards}/{name}", _below(place, name), content))
         for part in record["parts"]:
             for name, content in part["files"].items():
-                at, to = f"{shards}/{part['folder']}", place / part["folder"]
+                at, to = f"{shards}/{part['folder']}", _below(place, part["folder"])
                 if name == TOKENS_FILE:
                     work.append(_finding(f"{at}/{name}", to))
                 elif name == OFFSETS_FILE or index:
-                    work.append(_copying(f"{at}/{name}", to / name, content))
+                    work.append(_copying(f"{at}/{name}", _below(to, name), content))
     progress.begin(f"reading {url}", len(work), "files")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for number, done in enumerate([pool.submit(each) for each in work], start=1):
@@ -89,6 +89,14 @@ def copy_corpus(url: str, folder: Path, progress: Progress, *, index: bool = Fal
     progress.end()
     atomic_write(folder / CORPUS_FILE, record_bytes)
     return folder
+
+
+def _below(folder: Path, name: str) -> Path:
+    """A place in a folder, whose name somebody else wrote."""
+    place = folder / name
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} leads out of the corpus")
+    return place
 
 
 def _copying(url: str, path: Path, content: str) -> Callable[[], None]:
