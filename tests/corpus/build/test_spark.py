@@ -174,6 +174,7 @@ def test_executors_judge_by_a_fine_tuned_classifier(corpus: Path) -> None:
     save_random_classifier(corpus.parent / "toxic")
     scores = fine_tuned_scorer(str(corpus.parent / "toxic")).scores([text(n) for n in range(41)])
     named = ["harmful.examples=[]", "harmful.harmless=[]", "harmful.classifier=toxic"]
+    named += ["quality.classifier.enabled=false"]
     for engine in ("spark", "local"):
         threshold = f"harmful.threshold={sorted(scores)[20]}"
         settings = [*named, f"engine={engine}", f"out={engine}", threshold]
