@@ -152,7 +152,7 @@ def other_models(run: Path, data: Path) -> dict[str, Any]:
     inputs = {"data": data, "tokenizer": run / "word_piece"}
     masked_lm.run(short, inputs, stage_folder(run / "masked_lm"))
     task = str(task_file(run / "task", ROWS))
-    slow = replace(FINETUNE, epochs=1, task=task, optimiser=SLOW)
+    slow = replace(FINETUNE, epochs=1, task=task, optimiser=SLOW, head_dropout=0.0)
     finetune.run(slow, {"base": run / "base"}, stage_folder(run / "finetune"))
     few = replace(translate_config(run / "pairs"), epochs=0.5, beam=1, optimiser=SLOW)
     few = replace(few, model=replace(few.model, dropout=0.0))

@@ -279,7 +279,8 @@ def _decode_value(hint: object, value: object, key: str) -> tuple[Any, list[Prob
         expected = "must be a list of tables"
     if items is None:
         short = hasattr(cls, "from_text") and isinstance(value, str)
-        fix = f"write [{as_toml(value)}]" if short else f"write [[{key}]] for each"
+        table = f"[{key}.NAME]" if container is dict else f"[[{key}]]"
+        fix = f"write [{as_toml(value)}]" if short else f"write {table} for each"
         return None, [Problem(key, value, expected, fix)]
     each: dict[Any, Any] = {}
     problems: list[Problem] = []

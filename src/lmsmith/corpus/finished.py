@@ -8,8 +8,6 @@ from typing import Any
 
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import missing, read_json, sha256_file
-from lmsmith.corpus.remote_tokens import REMOTE_FILE
-from lmsmith.corpus.shards import OFFSETS_FILE
 
 CORPUS_FILE = "corpus.json"
 VALIDATION_FILE = "validation.jsonl"
@@ -73,6 +71,10 @@ class FinishedCorpus:
         Raises:
             UserError: a file is missing or damaged; it is named.
         """
+        # Here, for they import NumPy, which the help does without.
+        from lmsmith.corpus.remote_tokens import REMOTE_FILE
+        from lmsmith.corpus.shards import OFFSETS_FILE
+
         with refusing_damage(self.folder, _AGAIN):
             expected = dict(self.record["files"])
             for part in self.record["parts"]:

@@ -49,7 +49,7 @@ def locked(folder: Path, progress: Progress) -> Iterator[None]:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             raise UserError(
                 f"{folder}: another run is at work here (process {holder or 'unknown'})",
-                "Wait for its end, stop it, or choose another --folder.",
+                "Wait for its end, stop it, or choose another folder.",
             ) from None
         except OSError as error:  # some network file systems know no locks
             progress.say(f"{folder} cannot be locked ({error.strerror}): start no second run in it")

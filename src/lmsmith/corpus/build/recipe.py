@@ -221,6 +221,9 @@ class CorpusRecipe:
                 for name, each in self.sources.items()
                 if each.weight is None and each.epochs is None
             ]
+        if all(0 in (each.weight, each.epochs) for each in self.sources.values()):
+            expected = "nothing is read: every weight or number of epochs is 0"
+            problems.append(Problem("sources", sorted(self.sources), expected, "raise one"))
         if self.quality.classifier.enabled and len(self.curated) in (0, len(self.sources)):
             expected = "needs sources of good text and others"
             fix = "set curated = true in the sources of good text"

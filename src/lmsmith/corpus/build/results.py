@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json, remove_partials, write_json
@@ -84,10 +85,29 @@ def arranged(
         for source in sorted(parts)
         for part in range(parts[source])
     ]
+    broken = [place for place, _, _ in numbered if has_part(place) and not _is_whole(place)]
+    for place in broken:
+        _record_place(place).unlink()
+        shutil.rmtree(place)
+    if not all(has_part(place) for place, _, _ in numbered):
+        (folder / DONE_FILE).unlink(missing_ok=True)
     if not is_done(folder, key):
         make(numbered)
         write_json(folder / DONE_FILE, {"files": len(numbered)})
     return [part_record(place) for place, _, _ in numbered]
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether all files of a part are there in their length; their content is not read."""
+    try:
+        for name in part_record(place)["files"]:
+            if name.endswith(".npy"):
+                np.load(place / name, mmap_mode="r", allow_pickle=False)
+            elif not (place / name).is_file():
+                return False
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _record_place(place: Path) -> Path:

@@ -90,11 +90,42 @@ def _unpacked(
     else:
         with needs_extra("corpus"):
             import zstandard
-        packer = zstandard.ZstdDecompressor()
-        inner = stack.enter_context(packer.stream_reader(file, read_across_frames=True))
+        inner = _Frames(file, zstandard.ZstdDecompressor())
     most = max(ALWAYS_UNPACKED, limits.times * size)
     unpacked = _Unpacked(inner, most, f"unpacks to more than {limits.times} times its size")
     return cast(BinaryIO, io.BufferedReader(unpacked, 1 << 18)), unpacked
+
+
+class _Frames:
+    """What the frames of a zstd file unpack to. Unlike zstandard's own reader it tells a file that
+    was cut off from one that ends."""
+
+    _PIECE = 4096  # packed bytes read at a time: they may unpack to many
+
+    def __init__(self, file: BinaryIO, packer: Any) -> None:
+        self._file, self._packer = file, packer
+        self._frame: Any = None
+        self._packed, self._ready = b"", b""
+
+    def read1(self, size: int) -> bytes:
+        """At most so many bytes; none at the end.
+
+        Raises:
+            EOFError: the last frame does not end.
+        """
+        while not self._ready:
+            self._packed = self._packed or self._file.read(self._PIECE)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame: it was cut off")
+                return b""
+            if self._frame is None:
+                self._frame = self._packer.decompressobj()
+            self._ready, self._packed = self._frame.decompress(self._packed), b""
+            if self._frame.eof:
+                self._frame, self._packed = None, self._frame.unused_data
+        found, self._ready = self._ready[:size], self._ready[size:]
+        return found
 
 
 class _Unpacked(io.RawIOBase):

@@ -105,10 +105,13 @@ def find_files(
     problems: list[Removed] = []
     hashes: dict[str, Any] = {}
     seen: set[str] = set()
+    built = os.path.realpath(recipe.place)  # of an earlier build, below a source's folder
     for source, config in recipe.sources.items():
         before = len(files)
         for place, id in _places(source, config, recipe.folder, problems):
             if place in seen:
+                continue
+            if not is_remote(place) and Path(os.path.realpath(place)).is_relative_to(built):
                 continue
             seen.add(place)
             try:

@@ -1,0 +1,56 @@
+"""A second build: it reads nothing of the first, and makes again what is damaged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from lmsmith.core.config import SettingsError
+from lmsmith.corpus.build.removed import read_removed
+
+Build = Callable[..., dict[str, Any]]
+
+
+def test_a_build_does_not_read_its_own_folder(corpus: Path, build: Build) -> None:
+    settings = ["sources.crawl.paths=['crawl']", "out=crawl/built"]
+    first = build(corpus, *settings)
+    again = build(corpus, *settings)
+    assert again["sources"]["crawl"] == first["sources"]["crawl"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_shards_are_made_again(corpus: Path, build: Build, damage: str) -> None:
+    record = build(corpus)
+    part = Path(record["folder"]) / record["shards"] / "crawl/00000"
+    expected = (part / "tokens.npy").read_bytes()
+    if damage == "cut":
+        (part / "tokens.npy").write_bytes(expected[:-8])
+    else:
+        shutil.rmtree(part)
+    build(corpus)
+    assert (part / "tokens.npy").read_bytes() == expected
+
+
+def test_a_zstd_file_that_is_cut_off_is_counted(corpus: Path, build: Build) -> None:
+    text = "\n".join(f"line {number} of {number * number}" for number in range(40_000)).encode()
+    packed = zstandard.compress(text)
+    books = corpus.parent / "books"
+    (books / "cut.txt.zst").write_bytes(packed[: len(packed) // 2])
+    (books / "two.txt.zst").write_bytes(
+        zstandard.compress(b"The first frame, ") + zstandard.compress(b"and the second.")
+    )
+    record = build(corpus, "sources.books.paths=['books/*']")
+    removed = read_removed(Path(record["folder"]) / "removed.parquet")
+    reasons = {row.id: row.reason for row in removed if row.id.endswith(".zst")}
+    assert list(reasons) == ["books/books/cut.txt.zst"]
+    assert "cut off" in reasons["books/books/cut.txt.zst"]
+
+
+def test_sources_of_which_nothing_is_read_are_refused(corpus: Path, build: Build) -> None:
+    with pytest.raises(SettingsError, match="every weight or number of epochs is 0"):
+        build(corpus, "sources.crawl.epochs=0", "sources.books.epochs=0")
