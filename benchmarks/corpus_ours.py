@@ -8,13 +8,13 @@ Prints a line of JSON: seconds of wall and processor by step, peak memory, ids b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 import tyro
 from corpus_peers import SHINGLE, Clock, peak_memory
+from corpus_rows import read_rows, row_parts
 
 from lmsmith.corpus.build.chunks import read_removed
 from lmsmith.corpus.build.decontaminate import (
@@ -23,7 +23,6 @@ from lmsmith.corpus.build.decontaminate import (
     remove_tasks,
     task_grams,
 )
-from lmsmith.corpus.build.document import Document
 from lmsmith.corpus.build.engine import Data
 from lmsmith.corpus.build.exact import remove_exact
 from lmsmith.corpus.build.gopher import GopherConfig
@@ -32,21 +31,6 @@ from lmsmith.corpus.build.local import LocalEngine
 from lmsmith.corpus.build.minhash import MinHashConfig
 from lmsmith.corpus.build.near_duplicates import find_near_duplicates, remove_near_duplicates
 from lmsmith.corpus.build.quality import QualityConfig, apply_rules
-
-PIECE = 1 << 25
-"""Bytes of the file that a task reads."""
-
-
-def read(items: Iterable[tuple[str, int, int]], _broadcast: Any) -> Iterator[Document]:
-    """The rows whose line begins in a part of the file."""
-    for path, start, end in items:
-        with Path(path).open("rb") as file:
-            file.seek(max(0, start - 1))
-            if start:
-                file.readline()
-            while file.tell() < end and (line := file.readline()):
-                row = msgspec.json.decode(line)
-                yield Document(row["id"], "crawl", row["text"])
 
 
 def steps_of(
@@ -89,9 +73,8 @@ def main(
     """
     size = corpus.stat().st_size
     engine = LocalEngine(folder, workers, size)
-    parts = [(str(corpus), start, min(size, start + PIECE)) for start in range(0, size, PIECE)]
     clock = Clock()
-    data = engine.read("read", parts, read, "planted")
+    data = engine.read("read", row_parts(corpus), read_rows, "planted")
     clock.part("read")
     found = steps_of(engine, json.loads(items.read_text("utf-8")), bands, rows)
     removed: dict[str, list[tuple[str, str]]] = {}

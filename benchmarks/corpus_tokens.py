@@ -12,8 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from corpus_ours import PIECE, read
 from corpus_peers import Clock, rows
+from corpus_rows import read_rows, row_parts
 
 from lmsmith.corpus.build.local import LocalEngine
 from lmsmith.corpus.build.shards import TokenizerFolder, parts_of, write_part
@@ -36,10 +36,8 @@ def tokenizer_in(folder: Path, corpus: Path) -> Path:
 
 def shards(corpus: Path, folder: Path, place: Path, workers: int, clock: Clock) -> int:
     """Tokens of the shards that the builder writes from a checkpoint, in the order of a hash."""
-    size = corpus.stat().st_size
-    engine = LocalEngine(folder / "work", workers, size)
-    parts = [(str(corpus), start, min(size, start + PIECE)) for start in range(0, size, PIECE)]
-    data = engine.read("read", parts, read, "planted")
+    engine = LocalEngine(folder / "work", workers, corpus.stat().st_size)
+    data = engine.read("read", row_parts(corpus), read_rows, "planted")
     clock.part("read")
     given = TokenizerFolder(place, "tokenizer")
     bytes_of = {source: total for source, (_, total) in engine.sizes(data).items()}
