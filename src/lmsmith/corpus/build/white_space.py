@@ -20,6 +20,8 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Gopher's: a text of English has at least two of them."""
 
 _SPACE, _LETTER, _UNSPACED = 1, 2, 4
+_LAST = 0x40000
+"""Code points from here on are neither space nor letter."""
 _SMALL = 32
 """The bit that a small letter of ASCII has, and the large one has not."""
 
@@ -104,7 +106,7 @@ def _packed(word: str) -> np.uint64:
 def _kinds() -> NDArray[np.uint8]:
     """What each code point is: white space, a letter, of a script without spaces."""
     kinds = np.zeros(0x110000, np.uint8)
-    characters = "".join(map(chr, range(0x110000)))
+    characters = "".join(map(chr, range(_LAST)))
     for pattern, kind in ((r"\s+", _SPACE), (r"[^\W\d_]+", _LETTER), (f"[{UNSPACED}]+", _UNSPACED)):
         for run in re.finditer(pattern, characters):
             kinds[run.start() : run.end()] |= kind
