@@ -47,8 +47,6 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
         fix = "Choose another folder, or change its owner or its permissions."
     elif number in (errno.ENOTDIR, errno.EEXIST):
         problem, fix = "a part of this path is a file, not a folder", "Choose another path."
-    elif number == errno.ENOENT:
-        problem, fix = "no file can be made there", "Choose another path."
     elif number == errno.EISDIR:
         problem, fix = "is a folder, not a file", "Choose another path."
     elif number in (errno.ENAMETOOLONG, errno.ELOOP):

@@ -37,6 +37,8 @@ def locked(folder: Path, progress: Progress) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         # No link is followed: the file is written to.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except FileNotFoundError as error:  # below /proc, say
+        raise UserError(f"{folder}: no folder can be made there", "Choose another.") from error
     except OSError as error:
         raise storage_error(path, error) from error
     _locks.add(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import zstandard
 
 from lmsmith.core.config import SettingsError
+from lmsmith.core.errors import UserError
+from lmsmith.corpus.build import run
 from lmsmith.corpus.build.removed import read_removed
 
 Build = Callable[..., dict[str, Any]]
@@ -54,3 +57,19 @@ def test_a_zstd_file_that_is_cut_off_is_counted(corpus: Path, build: Build) -> N
 def test_sources_of_which_nothing_is_read_are_refused(corpus: Path, build: Build) -> None:
     with pytest.raises(SettingsError, match="every weight or number of epochs is 0"):
         build(corpus, "sources.crawl.epochs=0", "sources.books.epochs=0")
+
+
+def test_a_full_disk_is_named_by_the_corpus(
+    corpus: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run._Build, "run", full)
+    with pytest.raises(UserError, match=rf"{corpus.parent}/out: the disk is full"):
+        build(corpus)
+
+
+def test_a_folder_that_cannot_be_made_is_a_message(corpus: Path, build: Build) -> None:
+    with pytest.raises(UserError, match="/proc/x: no folder can be made there"):
+        build(corpus, "out=/proc/x")

@@ -16,7 +16,14 @@ from typing import Any
 
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json, remove_partials, sha256_file, write_json, write_jsonl
+from lmsmith.core.files import (
+    disk_full_error,
+    read_json,
+    remove_partials,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
 from lmsmith.core.progress import RunProgress
 from lmsmith.core.version import VERSION
 from lmsmith.corpus.build.decontaminate import TaskGrams
@@ -245,7 +252,12 @@ def build_corpus(
             harm,
             {},
         )
-        return build.run()
+        try:
+            return build.run()
+        except OSError as error:
+            if (full := disk_full_error(error, out)) is not None:
+                raise full from error
+            raise
 
 
 def plan_corpus(recipe: CorpusRecipe) -> dict[str, Any]:
