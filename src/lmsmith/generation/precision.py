@@ -32,7 +32,7 @@ Precision = Literal["bf16", "fp32"]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ROWS, OUTPUTS, INPUTS = 64, 6144, 4096
 OUTPUTS_OF_MANY = 512
-"""Of the product of many rows, whose time is that of computing, not of reading."""
+"""Outputs of the product of many rows, whose time is that of computing, not of reading."""
 REPLY, PROMPT = 64, 256
 """Tokens of the reply and of the prompt that decide, as of a chat."""
 MARGIN = 1.2

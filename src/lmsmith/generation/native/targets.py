@@ -6,7 +6,7 @@ It imports nothing of lmsmith, so that hatch_build.py reads it before anything i
 from typing import NamedTuple
 
 FLAGS = ("-std=c++17", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
-"""Of g++ and zig, whatever the target."""
+"""Flags that g++ and zig take alike, for every target."""
 
 
 class Target(NamedTuple):

@@ -30,7 +30,7 @@ from lmsmith.report.run import facts
 from lmsmith.report.run.page import write_page
 
 LEAST_SHARE = 0.0005
-"""Of a script among the letters, for the page to name it."""
+"""Least share of a script among the letters for the page to name it."""
 
 PERSONAL = {
     "mail": "mail addresses",
