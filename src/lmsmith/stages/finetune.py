@@ -92,8 +92,8 @@ class FinetuneConfig:
     """Dropout before the output layer, in training only."""
     dropout: Annotated[float, msgspec.Meta(ge=-1, lt=1)] = -1.0
     """Dropout on the residual branches, embeddings and attention, in training only; −1 takes what
-    the base was pretrained with. A base that never knew dropout is undone by it: with 0.1 SmolLM2's
-    loss in training is 12 nats a token, where it is 5 without, and it learns nothing."""
+    the base was pretrained with. Dropout ruins a base that was pretrained without it: with
+    0.1 SmolLM2 gave all of CoLA's held-out examples the same answer after a pass."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: every label weighs the same in the loss, however rare it is."""
     pretrained: bool = True

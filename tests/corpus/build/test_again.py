@@ -26,6 +26,12 @@ def test_a_build_does_not_read_its_own_folder(corpus: Path, build: Build) -> Non
     assert again["sources"]["crawl"] == first["sources"]["crawl"]
 
 
+def test_a_source_inside_of_the_result_is_refused(corpus: Path, build: Build) -> None:
+    with pytest.raises(UserError, match=r"sources\.crawl: crawl: lies in .*crawl"):
+        build(corpus, "sources.crawl.paths=['crawl']", "out=crawl")
+    assert len(list((corpus.parent / "crawl").glob("*.jsonl"))) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_damaged_shards_are_made_again(corpus: Path, build: Build, damage: str) -> None:
     record = build(corpus)

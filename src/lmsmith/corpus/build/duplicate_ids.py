@@ -1,6 +1,6 @@
 """Rows of the inputs that bear the id of another row: a sign of files that were copied or joined.
 
-A document's own id is made of its source, file and place, so such rows are told apart and kept.
+The builder makes each document's id from its source, file and place, so it keeps all such rows.
 """
 
 from __future__ import annotations

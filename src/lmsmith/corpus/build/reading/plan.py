@@ -107,11 +107,12 @@ def find_files(
     seen: set[str] = set()
     built = os.path.realpath(recipe.place)  # of an earlier build, below a source's folder
     for source, config in recipe.sources.items():
-        before = len(files)
+        before, inside = len(files), False
         for place, id in _places(source, config, recipe.folder, problems):
             if place in seen:
                 continue
             if not is_remote(place) and Path(os.path.realpath(place)).is_relative_to(built):
+                inside = True
                 continue
             seen.add(place)
             try:
@@ -123,6 +124,9 @@ def find_files(
             files.append(Found(source, place, id, size, state))
         if len(files) == before:
             named = ", ".join(config.paths)
+            if inside:
+                fix = "Name another folder in out: what lies in it is the result, and is not read."
+                raise UserError(f"sources.{source}: {named}: lies in {recipe.place}", fix)
             why = f" ({problems[-1].reason})" if problems else ""
             fix = "Check the paths; they are relative to the recipe's folder."
             raise UserError(f"sources.{source}: {named}: no file to read{why}", fix)
