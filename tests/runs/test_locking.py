@@ -33,7 +33,7 @@ with locked(Path(sys.argv[1]), QuietProgress()):
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     with locked(folder, QuietProgress()):
-        message = f"another run is at work here .process {os.getpid()}"
+        message = f"another process is at work here .process {os.getpid()}"
         with pytest.raises(UserError, match=message), locked(folder, QuietProgress()):
             pass
     with locked(folder, QuietProgress()):

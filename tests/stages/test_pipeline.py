@@ -421,7 +421,7 @@ def test_second_run_in_one_folder_is_refused(tmp_path: Path) -> None:
         while not (tmp_path / "make" / "started.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(UserError, match=f"another run is at work here .process {process.pid}"):
+        with pytest.raises(UserError, match=f"at work here .process {process.pid}"):
             go(tmp_path, recipe())
     finally:
         process.kill()

@@ -42,15 +42,15 @@ def locked(folder: Path, progress: Progress) -> Iterator[None]:
     except OSError as error:
         raise storage_error(path, error) from error
     _locks.add(descriptor)
-    holder = ""
+    holder = "unknown"
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with contextlib.suppress(OSError):  # a pipe
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or holder
             raise UserError(
-                f"{folder}: another run is at work here (process {holder or 'unknown'})",
+                f"{folder}: another process is at work here (process {holder})",
                 "Wait for its end, stop it, or choose another folder.",
             ) from None
         except OSError as error:  # some network file systems know no locks

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import time
 import zipfile
 from email.message import EmailMessage
@@ -91,6 +92,38 @@ def test_a_large_jsonl_is_divided_between_lines(tmp_path: Path, monkeypatch: Any
     assert read(tmp_path, "a.jsonl") == whole
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_jsonl_in_wide_characters(
+    tmp_path: Path, monkeypatch: Any, encoding: str, packed: bool
+) -> None:
+    # U+0A0A has the bytes of two line ends, and U+2028 ends no row.
+    rows = [f"{TEXT} \u0a0a\u2028 {n}" for n in range(99)]
+    lines = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows)
+    content = lines.encode(encoding)
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(content) if packed else content)
+    monkeypatch.setattr("lmsmith.corpus.build.reading.plan.ITEM_BYTES", 200)
+    assert texts(read(tmp_path)) == {f"s/a.jsonl:{n + 1}": row for n, row in enumerate(rows)}
+    rows[50] = "long " * 300_000
+    content = "".join(json.dumps({"text": row}) + "\n" for row in rows).encode(encoding)
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(content) if packed else content)
+    found = read(tmp_path, read=ReadConfig(max_row_mib=1))
+    assert [n for n, each in enumerate(found) if isinstance(each, Removed)] == [50]
+    assert len(found) == 99
+    assert found[51].text == rows[51]
+
+
+@pytest.mark.parametrize("charset", ["undefined", "unicode_escape", "utf-16", "base64", "none\xff"])
+def test_charsets_that_no_text_has(tmp_path: Path, charset: str) -> None:
+    head = f"Subject: =?{charset}?q?Harbour?=\nContent-Type: text/plain; charset={charset}\n\n"
+    (tmp_path / "a.eml").write_bytes(head.encode("latin-1") + TEXT.encode() + b" \\d")
+    declared = page(TEXT).replace("<head>", f"<head><meta charset='{charset}'>")
+    (tmp_path / "b.html").write_bytes(declared.encode("latin-1"))
+    mail, site = texts(read(tmp_path)).values()
+    assert mail.endswith(f"{TEXT} \\d")
+    assert TEXT in site
+
+
 def test_html_gives_its_main_text_whatever_its_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(page(TEXT))
     head = "<html><head><meta charset='gb2312'></head>"
@@ -120,7 +153,9 @@ def warc(pages: list[tuple[str, bytes, str]], packed: bool) -> bytes:
     return file.getvalue()
 
 
-def test_warc_pages_and_one_that_is_cut_in_half(tmp_path: Path) -> None:
+def test_warc_pages_and_one_that_is_cut_in_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pages = [
         (
             f"http://a.example/{n}",
@@ -139,6 +174,15 @@ def test_warc_pages_and_one_that_is_cut_in_half(tmp_path: Path) -> None:
         *before, last = read(tmp_path, name)
         assert [each.name[-1] for each in before] == ["0", "2"]
         assert "damaged" in last.reason or "cut off" in last.reason
+    capsys.readouterr()
+    length = re.compile(rb"(?<=\r\nContent-Length: )\d+")
+    (tmp_path / "b.warc").write_bytes(
+        length.sub(lambda found: b"%d" % (int(found[0]) - 30), content)
+    )
+    *before, last = read(tmp_path, "b.warc")
+    assert [each.name[-1] for each in before] == ["0", "2", "3", "4", "5"]
+    assert last.reason == "a WARC file with records of wrong lengths: 6"
+    assert not capsys.readouterr().err
     (tmp_path / "b.warc").write_bytes(b"WARC/1.0\r\nnothing more")
     assert isinstance(read(tmp_path, "b.warc")[0], Removed)
 
@@ -188,6 +232,23 @@ def test_long_texts_are_cut_between_paragraphs(tmp_path: Path) -> None:
     assert [each.id for each in found[:3]] == ["s/a.md", "s/a.md#1", "s/a.md#2"]
 
 
+def test_a_pdf_of_endless_forms_is_given_up_and_the_next_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    (tmp_path / "a.pdf").write_bytes(endless_pdf())
+    (tmp_path / "b.pdf").write_bytes(pdf_of(TEXT))
+    endless, read_then = read(tmp_path, read=ReadConfig(pdf_seconds=1.0))
+    assert endless.reason == "a PDF that crashes its reader or takes longer than 1 s"
+    assert read_then.text == TEXT
+
+
+def test_the_rest_of_a_very_long_pdf_is_listed(tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    (tmp_path / "a.pdf").write_bytes(pdf_of(TEXT, 5001))
+    *documents, rest = read(tmp_path)
+    assert sum(each.text.count(TEXT) for each in documents) == 5000
+    assert rest.reason == "the rest of a very long PDF"
+
+
 def test_pdf_text_and_a_pdf_that_hangs(tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("pypdfium2")
     (tmp_path / "a.pdf").write_bytes(pdf_of(TEXT))
@@ -208,24 +269,54 @@ def test_pdf_text_and_a_pdf_that_hangs(tmp_path: Path, monkeypatch: Any) -> None
     pdf._worker.cache_clear()
 
 
-def pdf_of(text: str) -> bytes:
-    """A PDF of one page."""
-    stream = f"BT /F1 12 Tf 20 700 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<</Type/Catalog/Pages 2 0 R>>",
-        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 900 800]/Contents 5 0 R"
-        b"/Resources<</Font<</F1 4 0 R>>>>>>",
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-        b"<</Length %d>>\nstream\n%s\nendstream" % (len(stream), stream),
-    ]
+def pdf_of(text: str, pages: int = 1) -> bytes:
+    """A PDF of some equal pages."""
+    drawn = b"BT /F1 12 Tf 20 700 Td (%s) Tj ET" % text.encode()
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 900 800]/Contents 5 0 R/Resources<<%s>>>>"
+    return pdf_file(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[%s]/Count %d>>" % (b"3 0 R " * pages, pages),
+            page % b"/Font<</F1 4 0 R>>",
+            b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+            b"<</Length %d>>\nstream\n%s\nendstream" % (len(drawn), drawn),
+        ]
+    )
+
+
+def endless_pdf(depth: int = 12) -> bytes:
+    """A PDF of 3 kB that draws 10 to the power of ``depth`` letters: forms of ten forms each."""
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents 4 0 R/Resources<<%s>>>>"
+    form = (
+        b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</X %d 0 R>>>>"
+        b"/Length %d>>\nstream\n%s\nendstream"
+    )
+    ten = b"/X Do " * 10
+    text = b"BT /F1 12 Tf (a) Tj ET"
+    return pdf_file(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+            page % b"/XObject<</X 5 0 R>>",
+            b"<</Length %d>>\nstream\n%s\nendstream" % (len(ten), ten),
+            *(form % (6 + n, len(ten), ten) for n in range(depth - 1)),
+            b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</Font<</F1<</Type/Font"
+            b"/Subtype/Type1/BaseFont/Helvetica>>>>>>/Length %d>>\nstream\n%s\nendstream"
+            % (len(text), text),
+        ]
+    )
+
+
+def pdf_file(objects: list[bytes]) -> bytes:
+    """A PDF with these objects, numbered from 1; the first is its catalogue."""
     content, places = b"%PDF-1.4\n", []
     for number, each in enumerate(objects, start=1):
         places.append(len(content))
         content += b"%d 0 obj\n%s\nendobj\n" % (number, each)
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    end = b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % len(content)
-    return content + b"xref\n0 6\n0000000000 65535 f \n" + table + end
+    size = 1 + len(objects)
+    end = b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % (size, len(content))
+    return content + b"xref\n0 %d\n0000000000 65535 f \n" % size + table + end
 
 
 def reasons(found: list[Any]) -> dict[str, str]:

@@ -48,6 +48,10 @@ def test_every_mistake_in_a_recipe_is_named(tmp_path: Path) -> None:
         paths = ["d"]
         weight = 1.0
         epochs = 2.0
+        [sources.e]
+        paths = ["e"]
+        epochs = 1
+        text_field = ""
         [language]
         keep = ["English"]
         [clean]
@@ -68,6 +72,7 @@ def test_every_mistake_in_a_recipe_is_named(tmp_path: Path) -> None:
         "sources.a/b.weight: missing, and c has a weight",
         "sources.d.epochs = 2.0: the source has a weight already",
         'language.keep.0 = "English": not two or three small letters',
+        'sources.e.text_field = "": names no field',
         "clean.boilerplate_lines.0",
         "mix.tokens = 0: must be 1 or more",
     ):

@@ -22,7 +22,7 @@ from lmsmith.core.files import fingerprint
 from lmsmith.core.version import VERSION
 from lmsmith.corpus.build.document import Document, Removed, Yielded
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the code makes something else from the same settings and files."""
 
 Key: TypeAlias = bytes | str

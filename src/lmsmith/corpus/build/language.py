@@ -50,6 +50,11 @@ class LanguageConfig:
         return found
 
 
+def known_languages() -> frozenset[str]:
+    """The languages that can be kept, by their codes."""
+    return frozenset(_VARIETIES.get(name, name) for name in map(str, _identifier().nb_classes))
+
+
 def identify(
     documents: Iterable[Document], _broadcast: Any, *, config: LanguageConfig
 ) -> Iterator[Yielded]:

@@ -30,7 +30,7 @@ from lmsmith.core.settings import Setting, describe_settings
 from lmsmith.corpus.build.clean import CleanConfig
 from lmsmith.corpus.build.decontaminate import DecontaminateConfig
 from lmsmith.corpus.build.harmful import HarmfulConfig
-from lmsmith.corpus.build.language import LanguageConfig
+from lmsmith.corpus.build.language import LanguageConfig, known_languages
 from lmsmith.corpus.build.lines import LinesConfig
 from lmsmith.corpus.build.minhash import MinHashConfig
 from lmsmith.corpus.build.personal import PersonalConfig
@@ -85,6 +85,8 @@ class SourceConfig:
         fix = 'write paths = ["raw/*.txt"]'
         if not self.paths:
             return [Problem("paths", [], "names no file", fix)]
+        if not self.text_field:
+            return [Problem("text_field", "", "names no field", 'write text_field = "text"')]
         empty = [n for n, path in enumerate(self.paths) if not path.strip()]
         return [Problem(f"paths.{n}", "", "names no file", fix) for n in empty]
 
@@ -240,6 +242,26 @@ class CorpusRecipe:
             if path and not is_there(beside(self.folder, path))
         ]
 
+    def unknown_languages(self) -> list[Problem]:
+        """Languages to keep that no text is ever found to be in."""
+        if not (self.language.enabled and self.language.keep):
+            return []
+        known = known_languages()
+        expected = f"not one of the {len(known)} languages that are identified"
+        problems = []
+        for number, name in enumerate(self.language.keep):
+            if name not in known:
+                like = ", ".join(sorted(each for each in known if each[0] == name[0]))
+                problems.append(
+                    Problem(
+                        f"language.keep.{number}",
+                        name,
+                        expected,
+                        f"write one of {like}" if like else "",
+                    )
+                )
+        return problems
+
     @property
     def curated(self) -> tuple[str, ...]:
         """The sources of good text, by name."""
@@ -275,6 +297,6 @@ def load_corpus_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Corpu
     if recipe is None:
         raise SettingsError(problems, str(file))
     recipe = replace(recipe, name=name, folder=str(Path(file).parent))
-    if missing := recipe.missing_files():
-        raise SettingsError(missing, str(file))
+    if problems := recipe.missing_files() + recipe.unknown_languages():
+        raise SettingsError(problems, str(file))
     return recipe

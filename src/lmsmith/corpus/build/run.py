@@ -266,6 +266,8 @@ def plan_corpus(recipe: CorpusRecipe) -> dict[str, Any]:
     Raises:
         UserError: a path names nothing.
     """
+    if recipe.place.exists() and not recipe.place.is_dir():
+        raise UserError(f"{recipe.place}: a file, no folder", "Name another in out.")
     files, problems, _ = find_files(recipe, _known(recipe.place / WORK_FOLDER / _FILES))
     sources: dict[str, dict[str, Any]] = {}
     for file in files:

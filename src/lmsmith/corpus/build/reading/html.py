@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from typing import BinaryIO
 
 from lmsmith.core.errors import needs_extra
 from lmsmith.corpus.build.reading.opening import Unreadable
-from lmsmith.corpus.build.reading.text import decoded_bytes
+from lmsmith.corpus.build.reading.text import declared_text
 
 MOST_BYTES = 1 << 24
 """Largest page whose tree is built: larger ones take gigabytes."""
@@ -43,7 +41,8 @@ def html_text(content: bytes, main_text: bool, declared: str = "") -> str:
     """
     if len(content) > MOST_BYTES:
         raise Unreadable(f"an HTML page larger than {MOST_BYTES >> 20} MiB")
-    page = _decoded(content, declared)
+    found = _CHARSET.search(content[:4096])
+    page = declared_text(content, declared, found[1].decode("ascii") if found else "")
     with needs_extra("corpus"):
         import trafilatura
         from lxml import etree
@@ -60,12 +59,3 @@ def html_text(content: bytes, main_text: bool, declared: str = "") -> str:
     if not text.strip():
         raise Unreadable(f"an HTML page without {'main text' if main_text else 'text'}")
     return text
-
-
-def _decoded(content: bytes, declared: str) -> str:
-    found = _CHARSET.search(content[:4096])
-    for name in (declared, found[1].decode("ascii") if found else ""):
-        with contextlib.suppress(LookupError, UnicodeDecodeError, ValueError):
-            if name and codecs.lookup(name)._is_text_encoding:
-                return content.decode(name)
-    return decoded_bytes(content)

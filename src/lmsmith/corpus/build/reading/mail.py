@@ -13,7 +13,7 @@ from typing import BinaryIO
 from lmsmith.corpus.build.reading.html import html_text
 from lmsmith.corpus.build.reading.opening import Limits, Unreadable
 from lmsmith.corpus.build.reading.rows import Row
-from lmsmith.corpus.build.reading.text import decoded_bytes
+from lmsmith.corpus.build.reading.text import declared_text
 
 _BEGIN = re.compile(rb"From [^\r\n]*\d\d:\d\d")
 """The line that begins a message of an mbox file."""
@@ -95,10 +95,7 @@ def _texts(message: Message, main_text: bool) -> Iterator[str]:
     if message.get_content_subtype() == "html":
         yield html_text(content, main_text, charset)
         return
-    try:
-        yield content.decode(charset or "ascii")
-    except (LookupError, UnicodeDecodeError, ValueError):
-        yield decoded_bytes(content)
+    yield declared_text(content, charset or "ascii")
 
 
 def _header(message: Message, name: str) -> str:
@@ -114,7 +111,7 @@ def _header(message: Message, name: str) -> str:
             found += part
             continue
         try:
-            found += part.decode(charset or "ascii")
-        except (LookupError, UnicodeDecodeError):
+            found += declared_text(part, charset or "ascii")
+        except Unreadable:
             found += part.decode("utf-8", "replace")
     return " ".join(found.split())

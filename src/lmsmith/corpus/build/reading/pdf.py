@@ -47,3 +47,5 @@ def read_pdf(file: BinaryIO, seconds: float) -> Iterator[str]:
     if not text:
         raise Unreadable("a PDF without text: its pages are images")
     yield text
+    if found["cut"]:
+        raise Unreadable("the rest of a very long PDF")

@@ -23,16 +23,18 @@ def text_of(path: str) -> dict[str, object]:
 
     try:
         with pypdfium2.PdfDocument(path) as document:
-            pages = []
+            pages: list[str] = []
+            characters = 0
             for number in range(min(len(document), MOST_PAGES)):
                 page = document[number]
                 text = page.get_textpage()
                 pages.append(text.get_text_range())
                 text.close()
                 page.close()
-                if sum(map(len, pages)) > MOST_CHARACTERS:
+                characters += len(pages[-1])
+                if characters > MOST_CHARACTERS:
                     break
-            return {"pages": pages}
+            return {"pages": pages, "cut": len(pages) < len(document)}
     except MemoryError:
         return {"error": "it takes too much memory"}
     except Exception as error:

@@ -13,6 +13,8 @@ from typing import Any
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import beside, fingerprint, is_hidden, is_remote, missing, sha256_file
 from lmsmith.corpus.build.document import Removed
+from lmsmith.corpus.build.reading.opening import Unreadable
+from lmsmith.corpus.build.reading.text import encoding_of, is_wide
 from lmsmith.corpus.build.recipe import CorpusRecipe, SourceConfig
 
 ITEM_BYTES = 1 << 25
@@ -288,7 +290,14 @@ def make_items(recipe: CorpusRecipe, files: list[Found], problems: list[Removed]
 
 
 def _divisible(place: str) -> bool:
-    return not is_remote(place) and not place.lower().endswith(PACKED)
+    """Whether a file's lines end with a byte of their own: not if it is packed, or UTF-16."""
+    if is_remote(place):
+        return False
+    try:
+        with Path(place).open("rb") as file:
+            return not is_wide(encoding_of(file.read(4096)))
+    except (Unreadable, OSError):
+        return False
 
 
 def _divided(part: Part) -> Iterator[Part]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
 import msgspec
 
 from lmsmith.core.json_text import decode_json
-from lmsmith.corpus.build.reading.opening import Limits, Unreadable
-from lmsmith.corpus.build.reading.text import decoded_bytes, encoding_of
+from lmsmith.corpus.build.reading.opening import Limits, Unreadable, beginning
+from lmsmith.corpus.build.reading.text import decoded_bytes, encoding_of, is_wide
 
 _MARK = b"\xef\xbb\xbf"
 
@@ -28,23 +29,45 @@ def read_jsonl(
     """
     decoder = msgspec.json.Decoder()
     number = first
+    lines: Any = file
+    if number == 1 and (begin := beginning(file)).strip():
+        encoding = encoding_of(begin)  # refuses what is no text
+        if is_wide(encoding):
+            lines = _Narrowed(file, encoding)
     while stop is None or file.tell() < stop:
-        line = file.readline(limits.row_bytes + 1)
+        line = lines.readline(limits.row_bytes + 1)
         if not line:
             return
         if number == 1:
             line = line.removeprefix(_MARK)
-            if line.strip():
-                encoding_of(line[:4096])  # refuses what is no text
         if len(line) > limits.row_bytes:
-            _skip_line(file, line)
+            _skip_line(lines, line)
             yield number, Unreadable(f"a row longer than {limits.row_bytes >> 20} MiB")
         elif line := line.strip():
             yield _row(decoder, line, number, text_field, id_field)
         number += 1
 
 
-def _skip_line(file: BinaryIO, line: bytes) -> None:
+class _Narrowed:
+    """The lines in UTF-8 of a file in UTF-16 or UTF-32."""
+
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
+        self._file, self._decoder = file, codecs.getincrementaldecoder(encoding)("replace")
+        self._text, self._at = "", 0
+
+    def readline(self, size: int) -> bytes:
+        """A line, or its first ``size`` characters."""
+        while (end := self._text.find("\n", self._at, self._at + size)) < 0:
+            if len(self._text) - self._at >= size or not (block := self._file.read(1 << 16)):
+                end = self._at + size - 1
+                break
+            self._text = self._text[self._at :] + self._decoder.decode(block)
+            self._at = 0
+        line, self._at = self._text[self._at : end + 1], end + 1
+        return line.encode("utf-8", "replace")
+
+
+def _skip_line(file: Any, line: bytes) -> None:
     while line and not line.endswith(b"\n"):
         line = file.readline(1 << 20)
 

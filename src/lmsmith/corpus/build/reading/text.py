@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -37,6 +38,12 @@ _KINDS = (
     (b"SQLite format", "a database, no text"),
 )
 
+_WIDE = ("utf-16", "utf-32")
+"""Encodings in which most texts have zero bytes."""
+
+_NO_TEXT = frozenset(("idna", "punycode", "unicode-escape", "raw-unicode-escape"))
+"""What Python calls encodings and no text is written in."""
+
 _CONTROL = bytes(each for each in range(32) if each not in b"\t\n\v\f\r\x1a\x1b")
 
 
@@ -61,6 +68,11 @@ def encoding_of(sample: bytes) -> str:
         return "utf-8"
     except UnicodeDecodeError:
         return _detected(sample)
+
+
+def is_wide(encoding: str) -> bool:
+    """Whether a line end is more than one byte."""
+    return encoding.startswith(_WIDE)
 
 
 def _wide(sample: bytes) -> str | None:
@@ -114,20 +126,49 @@ def decoded_bytes(content: bytes) -> str:
     return content.decode(encoding_of(content[:SAMPLE]), "replace")
 
 
+def declared_text(content: bytes, *names: str) -> str:
+    """A whole text in the first of these encodings that fits, else in the one that its beginning
+    shows.
+
+    Args:
+        names: what a header or the page itself declares; empty ones, and those that no text has,
+            are passed over.
+
+    Raises:
+        Unreadable: it is no text.
+    """
+    for name in filter(None, names):
+        with contextlib.suppress(LookupError, ValueError):
+            found = codecs.lookup(name)
+            narrow = found.name.startswith(_WIDE) and b"\0" not in content
+            if found._is_text_encoding and found.name not in _NO_TEXT and not narrow:
+                return content.decode(name)
+    return decoded_bytes(content)
+
+
 def pieces(blocks: Iterator[str], most: int) -> Iterator[str]:
-    """A text in pieces of at most ``most`` characters, holding no more than a few of them."""
-    held = ""
-    for block in blocks:
-        held += block
-        start = 0
-        while len(held) - start > most:
-            end = _cut(held, start, start + most)
-            if piece := held[start:end]:
-                yield piece
-            start = end
-        held = held[start:]
+    """A text in pieces of at most ``most`` characters, holding no more than a few of them.
+
+    Raises:
+        Unreadable: after the pieces before it, where the text ends in a fault.
+    """
+    held, fault = "", None
+    try:
+        for block in blocks:
+            held += block
+            start = 0
+            while len(held) - start > most:
+                end = _cut(held, start, start + most)
+                if piece := held[start:end]:
+                    yield piece
+                start = end
+            held = held[start:]
+    except Unreadable as error:
+        fault = error
     if held:
         yield held
+    if fault is not None:
+        raise fault
 
 
 def _cut(text: str, start: int, stop: int) -> int:

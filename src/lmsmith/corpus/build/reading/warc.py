@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -26,15 +28,16 @@ def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
     with needs_extra("corpus"):
         from warcio.archiveiterator import ArchiveIterator
     number, pages = 0, 0
-    record: Any = None
+    last: Any = None
+    archive = ArchiveIterator(file)
     try:
-        for number, record in enumerate(ArchiveIterator(file), start=1):
-            if record.rec_type not in _KINDS:
-                continue
-            headers = record.http_headers
-            if headers is not None and headers.get_statuscode() not in ("", "200"):
-                continue
-            if (row := _page(record, number, main_text)) is not None:
+        while True:
+            with contextlib.redirect_stderr(io.StringIO()):  # warcio writes of faults there
+                if (record := next(archive, None)) is None:
+                    break
+                number, last = number + 1, record
+                row = _page(record, number, main_text) if _is_page(record) else None
+            if row is not None:
                 pages += 1
                 yield row
     except Unreadable:
@@ -43,8 +46,16 @@ def read_warc(file: BinaryIO, limits: Limits, main_text: bool) -> Iterator[Row]:
         raise Unreadable(f"the WARC file is damaged after record {number}") from error
     if not pages:
         raise Unreadable("a WARC file without pages")
-    if getattr(record.raw_stream, "limit", 0) > 0:
+    if getattr(last.raw_stream, "limit", 0) > 0:
         raise Unreadable(f"the WARC file is cut off in record {number}")
+    if archive.err_count:
+        raise Unreadable(f"a WARC file with records of wrong lengths: {archive.err_count}")
+
+
+def _is_page(record: Any) -> bool:
+    headers = record.http_headers
+    good = headers is None or headers.get_statuscode() in ("", "200")
+    return good and record.rec_type in _KINDS
 
 
 def _page(record: Any, number: int, main_text: bool) -> Row | None:
