@@ -33,6 +33,8 @@ _KINDS = (
     (b"\x7fELF", "a program, no text"),
     (b"7z\xbc\xaf", "a 7z archive, no text"),
     (b"Rar!", "a RAR archive, no text"),
+    (b"\x1f\x8b", "a gzip file in another, no text"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file in another, no text"),
     (b"BZh", "a bzip2 file: unpack it first"),
     (b"\xfd7zXZ", "an xz file: unpack it first"),
     (b"SQLite format", "a database, no text"),
