@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from torch import nn
 
 from lmsmith import cli, device
 from lmsmith.core.errors import UserError
-from lmsmith.gpu_check import check_gpu, describe_check, missing_gpu
+from lmsmith.core.recipe import MachineConfig
+from lmsmith.generation import inference
+from lmsmith.generation.decode_graphs import DecodeGraphs
+from lmsmith.generation.device_kernels import DeviceKernels
+from lmsmith.gpu_check import check_gpu, describe_check, graph_check, missing_gpu
 from lmsmith.models.classifier import Classifier, ClassifierConfig
 from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -24,6 +29,8 @@ from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.models.heads import ScalarModel
 from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
 from lmsmith.models.presets import PRESETS, bert
+from lmsmith.training.machine import resolve_machine
+from recorded_operations import RecordedOperations
 
 SOURCE = Path(device.__file__).parent
 TESTS = Path(__file__).parent
@@ -198,3 +205,16 @@ def test_the_check_of_a_gpu_measures_everything(monkeypatch: pytest.MonkeyPatch)
     assert found["generation"]["64"] > found["generation"]["1"] > 0
     lines = describe_check(found)
     assert "64 at once" in " ".join(lines)
+    assert "without CUDA graphs" in " ".join(lines.values())
+    assert lines["CUDA graphs"] == "this device has no CUDA graphs"
+
+
+def test_the_check_compares_recorded_decode_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded as `RecordedOperations` does it; what a GPU records, it shows itself."""
+    monkeypatch.setattr(inference, "kernels_for", lambda _: DeviceKernels())
+    graphs = partial(DecodeGraphs, device.HOST, RecordedOperations)
+    monkeypatch.setattr(inference, "graphs_for", lambda *_: graphs())
+    found = graph_check(resolve_machine(MachineConfig(threads=1)))
+    assert found["shapes"] == [(8, 1), (8, 2)]
+    assert found["failure"] == ""
+    assert found["difference"] < 1e-5

@@ -25,6 +25,7 @@ from lmsmith.device import (
     reset_device_memory,
     synchronise,
 )
+from lmsmith.generation.decode_graphs import STEPS_BEFORE
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.models.config import ModelConfig
@@ -63,9 +64,12 @@ def check_gpu(machine: ResolvedMachine | None = None) -> dict[str, Any]:
     for compiled in (False, True):
         name = "compiled" if compiled else "eager"
         found[f"training_{name}"] = training_speed(machine, shape, compiled=compiled)
-    found["generation"] = {
-        str(streams): generation_speed(machine, shape, streams) for streams in (1, 64)
-    }
+    for graphs in (True, False):
+        found["generation" if graphs else "generation_without_graphs"] = {
+            str(streams): generation_speed(machine, shape, streams, graphs=graphs)
+            for streams in (1, 64)
+        }
+    found["decode_graphs"] = graph_check(machine)
     return found
 
 
@@ -128,11 +132,45 @@ def training_speed(
     }
 
 
+def graph_check(machine: ResolvedMachine) -> dict[str, Any]:
+    """Decode steps of a small model in float32 with CUDA graphs beside such without.
+
+    Returns:
+        ``shapes``, replies and pages of each graph; ``difference``, the greatest of a logit;
+        ``failure``, why steps were not recorded, or empty.
+    """
+    shape, replies = replace(PRESETS[MODEL].config, layers=2, width=128, heads=4, context=256), 5
+    tokens, logits = random_batch(shape, replies).tokens_bt, []
+    for graphs in (True, False):
+        model = InferenceDecoder(random_decoder(shape), replace(machine, precision="fp32"))
+        used = model.graphs if graphs else None
+        model.graphs, cache = used, model.new_cache(replies, shape.context)
+        rows = [cache.open() for _ in range(replies)]
+        for row, tokens_t in zip(rows, tokens, strict=True):
+            model.read([(row, tokens_t[: 9 + 9 * row].tolist())], cache)
+        for step in range(50, 50 + 4 * STEPS_BEFORE):
+            spans = [(row, [int(tokens[row, step])]) for row in rows]
+            logits.append(model.logits(model.read(spans, cache)))
+        if used is not None:
+            found = {"shapes": used.shapes, "failure": used.failure}
+        elif graphs:
+            return {"shapes": [], "difference": 0.0, "failure": "this device has no CUDA graphs"}
+    with_graphs, without = torch.stack(logits).chunk(2)
+    return found | {"difference": float((with_graphs - without).abs().max())}
+
+
 def generation_speed(
-    machine: ResolvedMachine, shape: ModelConfig, streams: int, tokens: int = 128
+    machine: ResolvedMachine,
+    shape: ModelConfig,
+    streams: int,
+    tokens: int = 128,
+    *,
+    graphs: bool = True,
 ) -> float:
     """Tokens a second of so many replies together; their prompts have 32 tokens."""
     model = InferenceDecoder(random_decoder(shape), machine)
+    if not graphs:
+        model.graphs = None
     prompts = random_batch(shape, streams).tokens_bt[:, :32].tolist()
     settings = SamplingSettings(tokens, temperature=1.0, seed=0)
     generate(model, prompts, replace(settings, max_new_tokens=2), machine=machine)
@@ -159,5 +197,13 @@ def describe_check(found: dict[str, Any]) -> dict[str, str]:
             f"{part['memory_bytes'] / 1e9:.1f} GB"
         )
     for streams, speed in found["generation"].items():
-        lines[f"writing {MODEL}, {streams} at once"] = f"{speed:,.0f} tokens/s"
+        without = found["generation_without_graphs"][streams]
+        lines[f"writing {MODEL}, {streams} at once"] = (
+            f"{speed:,.0f} tokens/s; {without:,.0f} without CUDA graphs"
+        )
+    graphs = found["decode_graphs"]
+    lines["CUDA graphs"] = graphs["failure"] or (
+        f"{len(graphs['shapes'])} recorded; a small model's logits in float32 differ by "
+        f"{graphs['difference']:.1e} from those without"
+    )
     return lines

@@ -29,7 +29,9 @@ from test_masked_lm import CONFIG as MASKED_LM
 from test_pretrain import documents
 from test_translate import config as translate_config
 
+from far_device import NAME
 from lmsmith.core.files import write_json
+from lmsmith.generation.decode_graphs import DecodeGraphs
 from lmsmith.generation.engine import SamplingSettings, generate
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.log_probs import token_log_probs
@@ -58,6 +60,7 @@ from lmsmith.stages import (
 from lmsmith.tokenizers.word_piece import train_word_piece
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
+from recorded_operations import RecordedOperations
 
 TOKENIZER = make_tokenizer()
 SLOW = OptimiserConfig(learning_rate=1e-3, weight_decay=0.01)
@@ -194,14 +197,15 @@ def run_generation() -> dict[str, Any]:
     prompts = [[n % 40 for n in range(length)] for length in (3, 30, 70)]
     settings = SamplingSettings(24, temperature=0.8, seed=3)
     model = InferenceDecoder(decoder, machine)
+    if machine.place.type == NAME:
+        model.graphs = DecodeGraphs(machine.place, RecordedOperations)
     cache = model.new_cache(1, 96)
     hidden_nd = model.read([(cache.open(), prompts[2])], cache)
     logits_nv = model.logits(hidden_nd[:-1])
     read = token_log_probs(logits_nv, prompts[2][1:], [1] * 69, Vocabulary(None, 40))
-    return {
-        "replies": generate(decoder, prompts, settings, machine=machine),
-        "read": [[each.log_prob for each in read]],
-    }
+    replies = generate(model, prompts, settings, machine=machine)
+    assert model.graphs is None or model.graphs.shapes, model.graphs.failure
+    return {"replies": replies, "read": [[each.log_prob for each in read]]}
 
 
 def run_all() -> dict[str, Any]:

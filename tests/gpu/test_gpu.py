@@ -17,7 +17,7 @@ from scenario import PRETRAIN, TOKENIZER, documents, run_generation, run_stages,
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import write_json
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.gpu_check import generation_speed, training_speed
+from lmsmith.gpu_check import generation_speed, graph_check, training_speed
 from lmsmith.models.presets import PRESETS
 from lmsmith.stages import pretrain
 from lmsmith.training import loop
@@ -90,3 +90,17 @@ def test_many_replies_are_written_faster_than_one(monkeypatch: pytest.MonkeyPatc
     one, many = (generation_speed(machine, shape, streams) for streams in (1, 64))
     print(one, many)
     assert many > 8 * one
+
+
+def test_decode_graphs_give_the_same_logits_and_more_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMSMITH_DEVICE", "cuda")
+    machine, shape = prepare_process(MachineConfig(deterministic=False)), PRESETS["gpt2"].config
+    found = graph_check(machine)
+    print(found)
+    assert (found["failure"], found["shapes"]) == ("", [(8, 1), (8, 2)])
+    assert found["difference"] < 1e-3  # PyTorch may multiply another number of rows by TF32's rules
+    for streams in (1, 8, 64):
+        speeds = [generation_speed(machine, shape, streams, graphs=each) for each in (True, False)]
+        print(streams, speeds)
+        if streams == 1:
+            assert speeds[0] > speeds[1]

@@ -8,15 +8,17 @@ Weights are cast and laid out once. The tokens of a forward pass are packed into
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lmsmith.device import HOST, device_of, has_float64, is_host, moved
 from lmsmith.generation.adapters import AdapterWeights, Group, group_spans
-from lmsmith.generation.device_kernels import DeviceKernels
+from lmsmith.generation.decode_graphs import graphs_for
+from lmsmith.generation.device_kernels import DecodePlaces, DecodeStep, DeviceKernels
 from lmsmith.generation.kernels import Places, TorchKernels
 from lmsmith.generation.kv_cache import LayerCache, PagedCache, pages_for
 from lmsmith.generation.native.operations import best_kernels
@@ -45,6 +47,9 @@ from lmsmith.training.machine import ResolvedMachine
 Span = tuple[int, Sequence[int]]
 """A row of the cache, and the tokens that follow in it."""
 
+Attend = Callable[[Tensor, LayerCache], Tensor]
+"""Attention of a forward pass's tokens in a layer: `TorchKernels.attend` at their places."""
+
 
 class InferenceDecoder:
     """A decoder for inference. Matrices that it has packed are multiplied as they are.
@@ -61,6 +66,9 @@ class InferenceDecoder:
             embedding rounded to 8 bits in groups (`quantise_int8`), for activations in bf16.
         kernels: the operations; the fastest available if None.
         adapters: low-rank changes of the weights by name; each span that is read has one or none.
+
+    Attributes:
+        graphs: of decode steps, where the device has them; None runs them operation by operation.
     """
 
     @torch.no_grad()
@@ -101,6 +109,7 @@ class InferenceDecoder:
         self._final_norm = None if isinstance(norm, nn.Identity) else read_norm(norm)
         self._rotations: Rotation | None = None  # of the positions from 0 on
         self._stack = native_stack(self.kernels, self.blocks, self.config, self.dtype)
+        self.graphs = graphs_for(self.device, self.config)
         self._low_rank = dict(adapters or {})
         heights = {name: len(weight) for name, weight in linear_weights(self._decoder)}
         self.adapters = {
@@ -143,10 +152,12 @@ class InferenceDecoder:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all weights in memory; the float32 ones stay, for embeddings and norms."""
+        """Bytes of all weights in memory, and of the graphs' results; the float32 weights stay, for
+        embeddings and norms."""
         numbers = (each for each in self._decoder.parameters() if not each.is_meta)
         adapters = sum(each.bytes for each in self.adapters.values())
-        return self.weight_bytes + adapters + sum(each.nbytes for each in numbers)
+        graphs = 0 if self.graphs is None else self.graphs.held_bytes
+        return self.weight_bytes + adapters + sum(each.nbytes for each in numbers) + graphs
 
     def new_cache(self, rows: int, tokens: int) -> PagedCache:
         """A cache for so many rows of so many tokens each."""
@@ -174,6 +185,8 @@ class InferenceDecoder:
         return torch.cat([by_span[n] for n in range(len(spans))])
 
     def _read(self, spans: Sequence[Span], cache: PagedCache, groups: Sequence[Group]) -> Tensor:
+        if isinstance(self.kernels, DeviceKernels) and all(len(span) == 1 for _, span in spans):
+            return self._decode(DecodeStep(spans, cache), cache, groups)
         places = self._extend(cache, spans)
         tokens_n = torch.tensor([token for _, tokens in spans for token in tokens])
         read_n, positions_n = (
@@ -181,11 +194,36 @@ class InferenceDecoder:
         )
         x_nd = self._decoder.embed(read_n, positions_n)
         if self._stack is not None and self._stack.takes(len(x_nd)):
-            x_nd = self._stack(x_nd, places, cache, groups)
-        else:
-            for layer, block in enumerate(self.blocks):
-                products = Products(self.kernels, block, self.dtype, layer, groups)
-                x_nd = self._block(x_nd, products, places, cache.layers[layer])
+            return self._finish(self._stack(x_nd, places, cache, groups))
+
+        def attend(projected_nhk: Tensor, layer: LayerCache) -> Tensor:
+            return self.kernels.attend(projected_nhk, places, layer, self.config.heads)
+
+        return self._finish(self._blocks(x_nd, attend, cache, groups))
+
+    def _decode(self, step: DecodeStep, cache: PagedCache, groups: Sequence[Group]) -> Tensor:
+        """States of one token of each row on a device; steps with adapters have no graph."""
+        if groups or self.graphs is None:
+            numbers_nc = moved(step.numbers(len(step), step.pages), self.device)
+            return self._step(cache, groups, numbers_nc, step.pages)
+        return self.graphs.read(step, cache, partial(self._step, cache, ()))
+
+    def _step(
+        self, cache: PagedCache, groups: Sequence[Group], numbers_nc: Tensor, pages: int
+    ) -> Tensor:
+        """The operations of a decode step; they depend on the shape of the numbers alone."""
+        kernels, heads = self.kernels, self.config.heads
+        assert isinstance(kernels, DeviceKernels)
+        places = DecodePlaces.of(numbers_nc, pages, cache)
+        rotation = self._rotation(places.positions_n, [1] * len(numbers_nc), self.config.context)
+
+        def attend(projected_nhk: Tensor, layer: LayerCache) -> Tensor:
+            return kernels.attend_rows(projected_nhk, places, rotation, layer, heads)
+
+        x_nd = self._decoder.embed(places.tokens_n, places.positions_n)
+        return self._finish(self._blocks(x_nd, attend, cache, groups))
+
+    def _finish(self, x_nd: Tensor) -> Tensor:
         if self._final_norm is None:
             return x_nd
         return self.kernels.norm(x_nd, self._final_norm, torch.float32)
@@ -269,15 +307,22 @@ class InferenceDecoder:
             known = self._rotations = cosine[0, 0], sine[0, 0]
         return known[0][positions_n], known[1][positions_n]
 
-    def _block(self, x_nd: Tensor, products: Products, places: Places, cache: LayerCache) -> Tensor:
+    def _blocks(
+        self, x_nd: Tensor, attend: Attend, cache: PagedCache, groups: Sequence[Group]
+    ) -> Tensor:
+        for layer, block in enumerate(self.blocks):
+            products = Products(self.kernels, block, self.dtype, layer, groups)
+            x_nd = self._block(x_nd, products, attend, cache.layers[layer])
+        return x_nd
+
+    def _block(self, x_nd: Tensor, products: Products, attend: Attend, cache: LayerCache) -> Tensor:
         """One block; pre-norm adds to ``x_nd`` in place."""
-        kernels, dtype, pre_norm = self.kernels, self.dtype, self.config.norm_position == "pre"
+        dtype, pre_norm = self.dtype, self.config.norm_position == "pre"
         block = products.block
         entering = self._norm(x_nd, block.attention_norm) if pre_norm else x_nd.to(dtype)
         projected = products("query_key_value", entering)
         projected_nhk = projected.view(len(projected), -1, self.config.width_per_head)
-        mixed = kernels.attend(projected_nhk, places, cache, self.config.heads)
-        x_nd = products("output", mixed, add_to=x_nd)
+        x_nd = products("output", attend(projected_nhk, cache), add_to=x_nd)
         if pre_norm:
             return self._feed_forward(self._norm(x_nd, block.feed_forward_norm), products, x_nd)
         x_nd = self._norm(x_nd, block.attention_norm, torch.float32)

@@ -65,7 +65,11 @@ class LayerCache:
 
 
 class _Pool:
-    """The pages of all layers of one window, and their users."""
+    """The pages of all layers of one window, and their users.
+
+    Page 0 has no user. Tables begin with it, so a column that no row has filled reads zeros, and
+    the padding of a decode step writes there.
+    """
 
     def __init__(
         self,
@@ -80,20 +84,27 @@ class _Pool:
     ) -> None:
         self.window = window
         self.table = torch.zeros(rows, pages_for(config.context, page), dtype=torch.int32)
-        shape = (len(layers), pages, config.resolved_kv_heads, page, config.width_per_head)
+        shape = (len(layers), 1 + pages, config.resolved_kv_heads, page, config.width_per_head)
         # One tensor for all layers, so that a page is copied at once. A page is cleared when it is
         # taken first: clearing a gigabyte at once takes a second of every core's memory bandwidth.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
-        self.cleared = 0  # pages; the free ones are taken from the first on
+        self.keys[:, 0].zero_()
+        self.values[:, 0].zero_()
+        self.cleared = 1  # pages; the free ones are taken from the first on
         self.layers = {
             layer: LayerCache(self.keys[place], self.values[place], self.table, window)
             for place, layer in enumerate(layers)
         }
-        self.users = [0] * pages
-        self.free = list(range(pages - 1, -1, -1))
+        self.users = [0] * (1 + pages)
+        self.free = list(range(pages, 0, -1))
         self.first = [0] * rows  # first block of a row's positions that has a page
         self.after = [0] * rows  # block after its last
+
+    @property
+    def pages(self) -> int:
+        """Pages that rows can have, free ones too."""
+        return len(self.users) - 1
 
     def take(self, row: int, block: int) -> int:
         if not self.free:
@@ -132,13 +143,15 @@ class _Pool:
 
     def _grow(self) -> None:
         """Double the pages."""
-        pages = len(self.users)
-        self.keys = torch.cat([self.keys, torch.zeros_like(self.keys)], dim=1)
-        self.values = torch.cat([self.values, torch.zeros_like(self.values)], dim=1)
+        pages = self.pages
+        self.keys, self.values = (
+            torch.cat([part, torch.zeros_like(part[:, 1:])], dim=1)
+            for part in (self.keys, self.values)
+        )
         for place, layer in enumerate(self.layers.values()):
             layer.keys, layer.values = self.keys[place], self.values[place]
         self.users += [0] * pages
-        self.free += range(2 * pages - 1, pages - 1, -1)
+        self.free += range(2 * pages, pages, -1)
 
 
 class PagedCache:
@@ -184,12 +197,17 @@ class PagedCache:
     @property
     def pages(self) -> int:
         """Pages of all windows together, free ones too."""
-        return sum(len(pool.users) for pool in self._pools)
+        return sum(pool.pages for pool in self._pools)
 
     @property
     def used_pages(self) -> int:
         """Used pages of all windows together; a shared page counts once."""
-        return sum(len(pool.users) - len(pool.free) for pool in self._pools)
+        return sum(pool.pages - len(pool.free) for pool in self._pools)
+
+    @property
+    def tables(self) -> dict[int, Tensor]:
+        """The table of every window, 0 for dense layers."""
+        return {pool.window: pool.table for pool in self._pools}
 
     def open(self) -> int:
         """A row without tokens."""
