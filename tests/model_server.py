@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from loopback import JSONHandler, serving
 
 KEY = "sk-secret-0123456789"
 TEXT = ["I like", " rain é你", "🙂\n", " and tea"]
@@ -39,41 +40,28 @@ class ModelServer:
 
 @contextmanager
 def model_server() -> Iterator[ModelServer]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None: ...
-
-        def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
+    class Handler(JSONHandler):
         def refused(self) -> bool:
             given = self.headers.get("Authorization", "")
             if state.key and given != f"Bearer {state.key}":
                 said = f"Incorrect API key provided: {given}"
-                self.send(401, {"error": {"message": said, "code": "invalid_api_key"}})
+                self.send({"error": {"message": said, "code": "invalid_api_key"}}, 401)
                 return True
             return False
 
         def do_GET(self) -> None:
             if not self.refused():
-                self.send(200, {"object": "list", "data": state.models})
+                self.send({"object": "list", "data": state.models})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.body()
             if self.refused():
                 return
             state.bodies.append(body)
             state.paths.append(self.path)
             if state.failures:
                 status, headers, content = state.failures.pop(0)
-                self.send(status, content, headers)
+                self.send(content, status, headers)
                 return
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
@@ -114,13 +102,6 @@ def model_server() -> Iterator[ModelServer]:
             self.event(b"[DONE]")
             self.wfile.write(b"0\r\n\r\n")
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        state = ModelServer(f"openai:http://127.0.0.1:{server.server_address[1]}/v1")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        state = ModelServer(f"openai:{url}/v1")
+        yield state

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.interop.folders import read_transformers_folder
+from loopback import JSONHandler, serving
 
 
 @dataclass
@@ -65,18 +64,7 @@ class VLLMDouble:
 
 @contextmanager
 def vllm_double() -> Iterator[VLLMDouble]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None: ...
-
-        def send(self, body: Any, status: int = 200) -> None:
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
+    class Handler(JSONHandler):
         def do_GET(self) -> None:
             if self.path == "/v1/models":
                 self.send({"data": [{"id": "base", "parent": None}]})
@@ -87,7 +75,7 @@ def vllm_double() -> Iterator[VLLMDouble]:
                 self.send({"detail": "Not Found"}, 404)
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.body()
             with state.lock:
                 state.calls.append(self.path)
                 if self.path == "/v1/completions":
@@ -100,16 +88,6 @@ def vllm_double() -> Iterator[VLLMDouble]:
                 else:
                     self.send({"success": state.resets})
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 256
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        state = VLLMDouble(f"http://127.0.0.1:{server.server_address[1]}")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        state = VLLMDouble(url)
+        yield state

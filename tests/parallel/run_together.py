@@ -7,13 +7,18 @@ an evaluation of which N processes did parts, with a file ``FUNCTION-by-STAGE-RA
 called it; ``FOLDER/by-server-N`` is the evaluation with the replies of a server of vLLM's kind.
 ``FOLDER/bf16-1`` and ``FOLDER/bf16-sharded`` are shorter, with bf16 products, of one process and of
 two that held half a model each; ``FOLDER/kept.json`` is what such two keep of the weights.
+``FOLDER/stopped`` is what two made of which one got a signal a step later than the other, with
+``RANK.json``; ``FOLDER/left.json`` is what a process said that waited for one that ended.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +58,7 @@ from lmsmith.training import loop, parallel
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.sharding import divided as in_parts
+from loopback import free_port
 from vllm_double import vllm_double
 
 TOKENIZER = make_tokenizer()
@@ -242,8 +248,17 @@ def stopping_at(step: int) -> Iterator[None]:
         loop.stop_requested = real
 
 
-def in_processes(count: int, place: Path, work: Callable[[], None], timeout: float = 60) -> None:
-    """Do ``work`` in so many forked processes that meet each other; fails if one does."""
+def in_processes(
+    count: int,
+    place: Path,
+    work: Callable[[], None],
+    timeout: float = 60,
+    make_store: Callable[[int], Any] | None = None,
+) -> None:
+    """Do ``work`` in so many forked processes that meet each other; fails if one does.
+
+    They meet at the file ``place``, or at the store that each makes of its rank.
+    """
     if count == 1:
         work()
         return
@@ -252,7 +267,7 @@ def in_processes(count: int, place: Path, work: Callable[[], None], timeout: flo
         if (child := os.fork()) == 0:
             code = 1
             try:
-                store = dist.FileStore(str(place), count)
+                store = make_store(rank) if make_store else dist.FileStore(str(place), count)
                 parallel.join(HOST, timeout, store, rank, count)
                 work()
                 code = 0
@@ -279,6 +294,47 @@ def resumed(inputs: Path, folder: Path, count: int) -> None:
 
     in_processes(2, folder.with_suffix(".begin"), begin)
     in_processes(count, folder.with_suffix(".end"), lambda: world.pretrain(config))
+
+
+def stop_a_step_later(inputs: Path, folder: Path) -> None:
+    """Two pretrain; the second gets a signal in step 5, the first in step 6."""
+    world = World(inputs, folder)
+
+    def work() -> None:
+        assert parallel._group is not None
+        rank, said = parallel._group.rank, "ended"
+        try:
+            with stopping_at(5 - rank):
+                world.pretrain()
+        except BaseException as error:
+            said = type(error).__name__
+        steps = [path.name for path in folder.glob("pretrain/checkpoints/step-*")]
+        write_json(folder / f"{rank}.json", {"said": said, "saved": steps})
+
+    in_processes(2, folder.with_suffix(".store"), work)
+
+
+def wait_for_one_that_ends(folder: Path) -> None:
+    """The second waits for a word of the first, which ends, and the store with it."""
+    port = free_port()
+
+    def make_store(rank: int) -> Any:
+        wait = datetime.timedelta(seconds=20)
+        return dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0, timeout=wait)
+
+    def work() -> None:
+        assert parallel._group is not None
+        if parallel._group.rank == 0:
+            time.sleep(0.3)
+            os._exit(0)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # it would wait for ever
+        signal.alarm(15)
+        try:
+            parallel.hear()
+        except BaseException as error:
+            write_json(folder / "left.json", {"kind": type(error).__name__, "said": str(error)})
+
+    in_processes(2, folder, work, make_store=make_store)
 
 
 def note_kept_weights(folder: Path) -> None:
@@ -327,6 +383,8 @@ def main(folder: Path) -> None:
         world = World(inputs, folder / name, "on", "bf16")
         in_processes(count, folder / f"store-{name}", world.bf16_stages)
     in_processes(2, folder / "store-kept", partial(note_kept_weights, folder))
+    stop_a_step_later(inputs, folder / "stopped")
+    wait_for_one_that_ends(folder)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,21 @@ def test_one_asks_the_server_while_others_measure(made: Path) -> None:
     assert callers(others.parent, "predict_replies", "evaluate") == {"1"}
 
 
+def test_all_stop_after_the_same_step_when_a_signal_reaches_one_earlier(made: Path) -> None:
+    """Else one would add up gradients of a step that another never computes."""
+    found = [json.loads((made / f"stopped/{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == 2 * [{"said": "Interrupted", "saved": ["step-00000005"]}]
+
+
+def test_who_waits_for_a_process_that_ends_is_told(made: Path) -> None:
+    """Its store ends with it: no word would ever come."""
+    left = made / "left.json"
+    assert left.exists(), "it waited for ever"
+    found = json.loads(left.read_text())
+    assert found["kind"] == "PeerLost"
+    assert "another process of this run has ended (waiting for the first process" in found["said"]
+
+
 HANGING = """
 import sys, time, torch
 from lmsmith.core.errors import PeerLost
