@@ -25,6 +25,7 @@ VLLM = "vLLM bf16"
 
 PROMPT, FIRST_PROMPT, LONG_PROMPT, BATCH, MOST = 32, 512, 2048, 16, 64
 CONTEXT = LONG_PROMPT + 256
+Tasks = dict[str, Callable[[], float]]
 TASKS = ("one", "batch16", "batch64", "first", "long")
 """Replies one, `BATCH` and `MOST` at a time; the first token of a prompt, and of a long one."""
 
@@ -110,7 +111,25 @@ def random_prompts(count: int, length: int) -> list[list[int]]:
     return np.random.default_rng(next(_turns)).integers(1000, 40_000, (count, length)).tolist()
 
 
-def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
+def timed(write: Callable[[int, int, int], tuple[float, float]], job: Job, most: int) -> Tasks:
+    """`TASKS` of a side that writes up to ``most`` replies at a time.
+
+    ``write`` takes number and length of the prompts, and tokens of a reply; it gives the seconds to
+    the first token, and of those after it.
+    """
+    widths = {"one": 1, "batch16": BATCH, "batch64": MOST}
+    prompts = {"first": FIRST_PROMPT, "long": LONG_PROMPT}
+    return {
+        name: functools.partial(lambda count: write(count, PROMPT, job.tokens)[1], count)
+        for name, count in widths.items()
+        if count <= most
+    } | {
+        name: functools.partial(lambda length: write(1, length, 1)[0], length)
+        for name, length in prompts.items()
+    }
+
+
+def our_tasks(job: Job) -> Tasks:
     import torch
 
     from lmsmith.catalogue.reading import read_model
@@ -128,7 +147,6 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
     del decoder  # its numbers, or the mapped file
 
     def write(count: int, length: int, tokens: int) -> tuple[float, float]:
-        """Seconds to the first token, and of those after it."""
         prompts, settings = random_prompts(count, length), SamplingSettings(tokens, temperature=0)
         started = job.clock()
         engine = Engine(model)
@@ -160,11 +178,7 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
 
     context = PROMPT + job.tokens // 2
     return {
-        "one": lambda: write(1, PROMPT, job.tokens)[1],
-        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
-        "batch64": lambda: write(MOST, PROMPT, job.tokens)[1],
-        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
-        "long": lambda: write(1, LONG_PROMPT, 1)[0],
+        **timed(write, job, MOST),
         "steps": lambda: job.tokens - 1.0,
         "bytes": lambda: float(model.weight_bytes),
         "operations of one": lambda: (job.tokens - 1) * operations(context),
@@ -178,7 +192,7 @@ def our_tasks(job: Job) -> dict[str, Callable[[], float]]:
     }
 
 
-def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
+def their_tasks(job: Job) -> Tasks:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -222,17 +236,14 @@ def their_tasks(job: Job) -> dict[str, Callable[[], float]]:
         return clock.times[1] - started, clock.times[-1] - clock.times[1]
 
     return {
-        "one": lambda: write(1, PROMPT, job.tokens)[1],
-        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
-        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
-        "long": lambda: write(1, LONG_PROMPT, 1)[0],
+        **timed(write, job, BATCH),
         "bytes": lambda: float(kind.itemsize * model.num_parameters()),
         "imports": lambda: imports,
         "resident": resident_bytes,
     }
 
 
-def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
+def llama_tasks(job: Job) -> Tasks:
     import xllamacpp
 
     imports = resident_bytes()
@@ -247,7 +258,7 @@ def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
         wall_seconds(length, tokens)
         return time.process_time() - started
 
-    def write(length: int, tokens: int) -> tuple[float, float]:
+    def write(_one: int, length: int, tokens: int) -> tuple[float, float]:
         if not job.processor_time:
             return wall_seconds(length, tokens)
         first = processor_seconds(length, 1)
@@ -262,16 +273,14 @@ def llama_tasks(job: Job) -> dict[str, Callable[[], float]]:
         return times["prompt_ms"] / 1e3, times["predicted_ms"] / 1e3
 
     return {
-        "one": lambda: write(PROMPT, job.tokens)[1],
-        "first": lambda: write(FIRST_PROMPT, 1)[0],
-        "long": lambda: write(LONG_PROMPT, 1)[0],
+        **timed(write, job, 1),
         "bytes": lambda: float(Path(job.gguf).stat().st_size),
         "imports": lambda: imports,
         "resident": resident_bytes,
     }
 
 
-def vllm_tasks(job: Job, closing: contextlib.ExitStack) -> dict[str, Callable[[], float]]:
+def vllm_tasks(job: Job, closing: contextlib.ExitStack) -> Tasks:
     """The tasks by vLLM's server, asked over loopback."""
     folder = Path(closing.enter_context(tempfile.TemporaryDirectory()))
     model = hf_folder(job.gguf, folder)
@@ -284,16 +293,12 @@ def vllm_tasks(job: Job, closing: contextlib.ExitStack) -> dict[str, Callable[[]
         return max(found.first), found.seconds - max(found.first)
 
     return {
-        "one": lambda: write(1, PROMPT, job.tokens)[1],
-        "batch16": lambda: write(BATCH, PROMPT, job.tokens)[1],
-        "batch64": lambda: write(MOST, PROMPT, job.tokens)[1],
-        "first": lambda: write(1, FIRST_PROMPT, 1)[0],
-        "long": lambda: write(1, LONG_PROMPT, 1)[0],
+        **timed(write, job, MOST),
         "bytes": lambda: float((model / "model.safetensors").stat().st_size),
     }
 
 
-def llama_functions(job: Job) -> dict[str, Callable[[], float]]:
+def llama_functions(job: Job) -> Tasks:
     """The tasks by llama.cpp's own functions, which llama-cpp-python has."""
     import ctypes
 
@@ -319,7 +324,7 @@ def llama_functions(job: Job) -> dict[str, Callable[[], float]]:
         logits = llama_cpp.llama_get_logits_ith(context, -1)
         return int(np.ctypeslib.as_array(logits, shape=(vocabulary,)).argmax())
 
-    def write(length: int, tokens: int) -> tuple[float, float]:
+    def write(_one: int, length: int, tokens: int) -> tuple[float, float]:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         started = job.clock()
         token = next_token(random_prompts(1, length)[0])
@@ -329,9 +334,7 @@ def llama_functions(job: Job) -> dict[str, Callable[[], float]]:
         return first - started, job.clock() - first
 
     return {
-        "one": lambda: write(PROMPT, job.tokens)[1],
-        "first": lambda: write(FIRST_PROMPT, 1)[0],
-        "long": lambda: write(LONG_PROMPT, 1)[0],
+        **timed(write, job, 1),
         "bytes": lambda: float(Path(job.gguf).stat().st_size),
         "imports": lambda: imports,
         "resident": resident_bytes,

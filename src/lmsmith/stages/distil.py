@@ -47,7 +47,7 @@ from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.distillation import Divergence, Objective
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factors
 from lmsmith.training.student import MatchedStates, train_student
 from lmsmith.training.teacher import FixedRows, LiveTeacher, Teacher, TeacherStore
 
@@ -372,9 +372,7 @@ class Lesson:
             material.rows.batch,
             objective,
             config.optimiser,
-            lambda step: learning_rate_factor(
-                config.schedule, step, self.steps, config.warmup_steps, config.final_lr_fraction
-            ),
+            learning_rate_factors(config, self.steps),
             self.machine,
             out,
             steps=self.steps,

@@ -38,7 +38,7 @@ from lmsmith.training.masked_lm import (
     train_masked_lm,
     unigram_guesses,
 )
-from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factors
 
 _COUNTED_AT_ONCE = 1 << 22
 
@@ -167,14 +167,7 @@ def run(
         model,
         batches.batch,
         config.optimiser,
-        lambda index: learning_rate_factor(
-            config.schedule,
-            index,
-            steps,
-            config.warmup_steps,
-            config.final_lr_fraction,
-            config.decay_fraction,
-        ),
+        learning_rate_factors(config, steps),
         machine,
         out,
         steps=steps,

@@ -29,7 +29,7 @@ from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import train_language_model
 from lmsmith.training.machine import resolve_machine
-from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factors
 from lmsmith.training.parallel import from_leader, team
 
 
@@ -129,14 +129,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             decoder,
             batch,
             config.optimiser,
-            lambda index: learning_rate_factor(
-                config.schedule,
-                index,
-                steps,
-                config.warmup_steps,
-                config.final_lr_fraction,
-                config.decay_fraction,
-            ),
+            learning_rate_factors(config, steps),
             machine,
             out,
             description="pretrain",

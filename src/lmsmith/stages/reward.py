@@ -55,7 +55,7 @@ from lmsmith.training.loop import (
     run_steps,
 )
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factors
 from lmsmith.training.parallel import from_leader, leave_stage
 from lmsmith.training.sharding import divided, fetch
 
@@ -226,7 +226,7 @@ def train_model(
     batches = epoch_batches(lengths, batch_prompts, config.epochs, out.seed, groups)
     steps, per_epoch = len(batches), len(batches) // config.epochs
     out.warn(few_steps_warning(steps, f"raise {name}.epochs, or add rankings"))
-    best = BestWeights(trained)
+    best, factors = BestWeights(trained), learning_rate_factors(config, steps)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 
     def step(index: int) -> Mapping[str, float]:
@@ -240,9 +240,7 @@ def train_model(
             thumbs=thumbs[index % steps :: steps],
             thumbs_weight=config.thumbs_weight,
         )
-        factor = learning_rate_factor(
-            config.schedule, index, steps, config.warmup_steps, config.final_lr_fraction
-        )
+        factor = factors(index)
         gradient_norm = optimiser.step(factor)
         return {
             "loss": loss,

@@ -34,7 +34,7 @@ from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.language_model import train_language_model
 from lmsmith.training.loop import FEW_STEPS, batch_for_steps
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factor
+from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_factors
 
 MORE_ROOM = (
     "shorten the messages, raise sft.max_length, or take a model with a longer context or "
@@ -170,9 +170,7 @@ def learn_demonstrations(
         decoder,
         batches.batch,
         config.optimiser,
-        lambda index: learning_rate_factor(
-            config.schedule, index, steps, config.warmup_steps, config.final_lr_fraction
-        ),
+        learning_rate_factors(config, steps),
         machine,
         out,
         description=out.name,

@@ -47,7 +47,7 @@ from lmsmith.training.optimiser import (
     Optimiser,
     OptimiserConfig,
     Schedule,
-    learning_rate_factor,
+    learning_rate_factors,
 )
 from lmsmith.training.translation import pair_loss, pair_loss_sum
 
@@ -248,6 +248,7 @@ def train_model(
         machine.put(model), config.optimiser, matrices=[model.encoder.blocks, model.decoder_blocks]
     )
     best, peak = BestWeights(model), matrix_peak(machine)
+    factors = learning_rate_factors(config, steps)
     torch.manual_seed(derive_seed(out.seed, "dropout"))
 
     def step(index: int) -> Mapping[str, float]:
@@ -258,14 +259,7 @@ def train_model(
         with machine.autocast():
             loss = pair_loss_sum(model, batch, config.label_smoothing) / targets
         loss.backward()  # type: ignore[no-untyped-call]
-        factor = learning_rate_factor(
-            config.schedule,
-            index,
-            steps,
-            config.warmup_steps,
-            config.final_lr_fraction,
-            config.decay_fraction,
-        )
+        factor = factors(index)
         gradient_norm = optimiser.step(factor)
         seconds = time.perf_counter() - started
         rows = len(batch.targets_bt)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,13 +119,36 @@ class Optimiser:
 Schedule = Literal["cosine", "warmup_stable_decay", "linear", "constant", "inverse_sqrt"]
 
 
+DECAY_FRACTION = 0.3
+"""Part of the steps in which `warmup_stable_decay` decays, where a stage has no setting for it."""
+
+
+class Scheduled(Protocol):
+    """Settings of a stage whose learning rate has a schedule; some have ``decay_fraction`` too."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def final_lr_fraction(self) -> float: ...
+
+
+def learning_rate_factors(config: Scheduled, steps: int) -> Callable[[int], float]:
+    """`learning_rate_factor` of a step by a stage's settings, as a function of the step."""
+    decay = getattr(config, "decay_fraction", DECAY_FRACTION)
+    return lambda step: learning_rate_factor(
+        config.schedule, step, steps, config.warmup_steps, config.final_lr_fraction, decay
+    )
+
+
 def learning_rate_factor(
     schedule: Schedule,
     step: int,
     steps: int,
     warmup_steps: int = 0,
     final_lr_fraction: float = 0.0,
-    decay_fraction: float = 0.3,
+    decay_fraction: float = DECAY_FRACTION,
 ) -> float:
     """Factor of the peak learning rate at a step, counted from 0.
 
