@@ -1,15 +1,16 @@
-"""Behind Debian's nginx with TLS, by the very block of docs/deploy.md, below a sub-path."""
+"""Behind Debian's nginx and Caddy with TLS and a sub-path, by the very blocks of docs/deploy.md."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,16 @@ from lmsmith.core.errors import UserError
 from lmsmith.server.connections import ConnectionLimits
 from lmsmith.server.engine import AsyncEngine
 from lmsmith.server.proxy import checked_proxies, checked_root_path
+from loopback import free_port
 
 DOCS = Path(__file__).parents[2] / "docs/deploy.md"
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 NAME = "chat.example.com"
 ASK = [{"role": "user", "content": "tea?"}]
 
 
 @dataclass
 class Fronted:
-    """A server and the nginx in front of it."""
+    """A server and the proxy in front of it."""
 
     served: Running
     port: int
@@ -49,31 +50,45 @@ class Fronted:
         )
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def block(kind: str, pattern: str, changes: Sequence[tuple[str, str]]) -> str:
+    """A file of the docs, changed to the addresses and the certificate of the test."""
+    (found,) = re.findall(rf"```{kind}\n({pattern}.*?)```", DOCS.read_text(), re.DOTALL)
+    for before, after in changes:
+        assert before in found
+        found = found.replace(before, after)
+    return str(found)
 
 
-def configuration(folder: Path, port: int, server: str) -> str:
-    """The docs' block in an nginx that needs no root: its files in a folder."""
-    block = re.findall(r"```nginx\n(.*?)```", DOCS.read_text(), re.DOTALL)[0]
-    for before, after in (
-        ("listen 443", f"listen {port}"),
-        ("http://127.0.0.1:8000", server),
-        (f"/etc/letsencrypt/live/{NAME}", str(folder)),
-    ):
-        assert before in block
-        block = block.replace(before, after)
+def before_nginx(folder: Path, port: int, server: str) -> list[str]:
+    """The command of an nginx that needs no root: its files in a folder."""
+    changes = [("listen 443", f"listen {port}"), ("http://127.0.0.1:8000", server)]
+    changes.append((f"/etc/letsencrypt/live/{NAME}", str(folder)))
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    return (
+    (folder / "nginx.conf").write_text(
         f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;\n"
         f"events {{ worker_connections 64; }}\n"
-        f"http {{ access_log off;\n{temporary}{block} }}\n"
+        f"http {{ access_log off;\n{temporary}{block('nginx', '', changes)} }}\n"
     )
+    return ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+
+
+def before_caddy(folder: Path, port: int, server: str) -> list[str]:
+    """The command of a Caddy with the test's certificate. Its clients call by address, without the
+    name that TLS would tell it."""
+    certificate = f"tls {folder}/fullchain.pem {folder}/privkey.pem"
+    changes = [(f"{NAME} {{", f"{NAME}:{port} {{\n    {certificate}")]
+    changes.append(("127.0.0.1:8000", server.removeprefix("http://")))
+    (folder / "Caddyfile").write_text(
+        f"{{\n    admin off\n    auto_https disable_redirects\n    default_sni {NAME}\n"
+        f"    storage file_system {folder}\n}}\n{block('', NAME, changes)}"
+    )
+    return ["run", "--config", str(folder / "Caddyfile")]
+
+
+PROXIES = {"nginx": before_nginx, "caddy": before_caddy}
 
 
 def make_certificate(folder: Path) -> None:
@@ -84,17 +99,21 @@ def make_certificate(folder: Path) -> None:
 
 
 @contextmanager
-def nginx_before(served: Running, folder: Path) -> Iterator[Fronted]:
-    if NGINX is None or shutil.which("openssl") is None:
-        pytest.skip("nginx or openssl is not here: apt-get install nginx openssl")
+def proxy_before(served: Running, name: str, folder: Path) -> Iterator[Fronted]:
+    program = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if program is None or shutil.which("openssl") is None:
+        pytest.skip(f"{name} or openssl is not here: apt-get install {name} openssl")
     make_certificate(folder)
     port = free_port()
-    (folder / "nginx.conf").write_text(configuration(folder, port, served.address))
-    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    command = [program, *PROXIES[name](folder, port, served.address)]
+    home = {"HOME": str(folder), "PATH": os.environ["PATH"]}
+    with (
+        (folder / "said").open("wb") as said,
+        subprocess.Popen(command, stdout=said, stderr=said, env=home) as process,
+    ):
         try:
             wait_for(lambda: answers(port) or process.poll() is not None)
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert process.poll() is None, (folder / "said").read_text()
             yield Fronted(served, port, folder)
         finally:
             process.terminate()
@@ -121,14 +140,16 @@ def gate() -> Gate:
     return Gate()
 
 
-@pytest.fixture(scope="module")
-def fronted(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[Fronted]:
-    folder = tmp_path_factory.mktemp("nginx")
+@pytest.fixture(scope="module", params=PROXIES)
+def fronted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, gate: Gate
+) -> Iterator[Fronted]:
+    folder = tmp_path_factory.mktemp(request.param)
     options = {"token": "secret", "root_path": "/chat", "proxies": ("127.0.0.1",)}
     models = {"parrot": parrot(for_ever=True, sentence="what rain, said")}
     with (
         running(models, LIMITS, gate.before, hosts=(NAME,), **options) as served,
-        nginx_before(served, folder) as found,
+        proxy_before(served, request.param, folder) as found,
     ):
         yield found
 
@@ -177,7 +198,7 @@ def stream_of(client: httpx.Client, tokens: int) -> Any:
 
 
 def test_a_stream_comes_token_by_token(browser: httpx.Client, gate: Gate) -> None:
-    """The engine is never more than eight tokens ahead of the reader: whatever nginx held back
+    """The engine is never more than eight tokens ahead of the reader: whatever a proxy held back
     would hold up both."""
     read = 0
     began = time.monotonic()
