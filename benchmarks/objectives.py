@@ -8,7 +8,8 @@ counts for nothing.
 - masked prediction: `training.masked_lm.masked_step`, an encoder of the same shape, 15 % of the
   tokens hidden, blocks compiled.
 - fine-tuning: `training.classification.accumulate_classifier_gradients` with the language model's
-  loss (λ = 0.5), examples of all lengths from a quarter of a row to a whole one.
+  loss (λ = 0.5), examples of all lengths from a quarter of a row to a whole one, blocks compiled
+  once for all lengths.
 """
 
 from __future__ import annotations
@@ -166,7 +167,10 @@ def fine_tuning(shape: ModelConfig, machine: ResolvedMachine) -> Step:
     model = Classifier(ClassifierConfig(model=shape, labels=("no", "yes"), length=shape.context),
                        decoder)  # fmt: skip
     model.initialise_head(torch.Generator().manual_seed(0))
-    decoder.attend_explicitly()
+    if machine.compile != "off":
+        decoder.compile_blocks(lengths_vary=True)
+    else:
+        decoder.attend_explicitly()
     optimiser = adamw(model, decoder.blocks)
     chance = np.random.default_rng(0)
     lengths = chance.integers(shape.context // 4, shape.context + 1, 64 * ROWS).tolist()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from lmsmith.device import compute_dtype
@@ -17,6 +19,9 @@ from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 
 CONFIG = ModelConfig(layers=3, width=24, heads=3, context=32, vocabulary_size=41)
+LLAMA = replace(
+    CONFIG, kv_heads=1, positions="rotary", norm="rms", activation="swiglu", tied_embeddings=False
+)
 
 
 def random_decoder(config: ModelConfig = CONFIG, seed: int = 0) -> Decoder:
@@ -32,10 +37,12 @@ def random_tokens(batch: int, length: int, seed: int = 1) -> Tensor:
     return torch.randint(41, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(decoder: Decoder, mask_bts: Tensor | None = None) -> dict[str, Tensor]:
+def gradients(
+    decoder: Decoder, mask_bts: Tensor | None = None, shape: tuple[int, int] = (3, 17)
+) -> dict[str, Tensor]:
     """Gradients of a loss that weighs every logit differently."""
     decoder.zero_grad()
-    logits = decoder.logits(decoder(random_tokens(3, 17), mask_bts=mask_bts))
+    logits = decoder.logits(decoder(random_tokens(*shape), mask_bts=mask_bts))
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
     (logits.tanh() * weights).sum().backward()
     return {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
@@ -163,6 +170,26 @@ def test_only_training_is_compiled_since_held_out_text_has_many_lengths(
     assert not compiled
     decoder(random_tokens(1, 9))
     assert compiled
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("config", [CONFIG, LLAMA], ids=["gpt", "llama"])
+def test_rows_of_any_length_are_compiled_once(
+    monkeypatch: pytest.MonkeyPatch, config: ModelConfig
+) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def traced(block: Block, **options: Any) -> None:
+        nn.Module.compile(block, backend=counter, **options)
+
+    monkeypatch.setattr(Block, "compile", traced)
+    decoder, eager = random_decoder(config), random_decoder(config)
+    decoder.compile_blocks(lengths_vary=True)
+    for rows, length in ((3, 9), (3, 14), (2, 11), (4, 5), (3, 16)):
+        one, other = (gradients(each, shape=(rows, length)) for each in (decoder, eager))
+        assert_close(one, other, 1e-4)
+    assert counter.frame_count == 1
 
 
 def test_dropout_is_set_everywhere_and_off_in_evaluation() -> None:

@@ -82,12 +82,13 @@ class Stack(nn.Module):
             assert isinstance(block, Block)
             block.attention.explicit = is_host(device_of(self))
 
-    def compile_blocks(self) -> None:
-        """Compile the blocks for training."""
+    def compile_blocks(self, *, lengths_vary: bool = False) -> None:
+        """Compile the blocks for training, for each shape anew or, where lengths vary, for all."""
         self.compiled = True
-        self.attend_explicitly()
+        if not lengths_vary:  # the explicit kernel is another one for every length
+            self.attend_explicitly()
         for block in self.blocks:
-            block.compile(dynamic=False)
+            block.compile(dynamic=lengths_vary)
 
     def set_dropout(self, probability: float) -> None:
         """Change the dropout of embeddings, attention and residual branches."""

@@ -62,7 +62,7 @@ from lmsmith.training.loop import (
     few_steps_warning,
     run_steps,
 )
-from lmsmith.training.machine import ResolvedMachine, resolve_machine
+from lmsmith.training.machine import ResolvedMachine, choose_compiling, resolve_machine
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig, Schedule, learning_rate_factor
 
 
@@ -274,10 +274,8 @@ def train_classifier(
 ) -> dict[str, float]:
     """Train it in place and keep the best on validation; its metrics."""
     machine.put(model)
-    model.decoder.attend_explicitly()
-    model.decoder.set_dropout(
-        model.decoder.config.dropout if config.dropout < 0 else config.dropout
-    )
+    dropout = model.decoder.config.dropout if config.dropout < 0 else config.dropout
+    model.decoder.set_dropout(dropout)
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     optimiser = Optimiser(model, config.optimiser, matrices=[model.decoder.blocks])
     weights_k = None
@@ -290,6 +288,15 @@ def train_classifier(
             f"taken, not {config.batch_size} ({out.name}.min_steps = {config.min_steps})"
         )
     lengths = [each.length for each in train]
+    flops = config.epochs * sum(
+        len(each.sequences) * each.length * model.config.model.training_flops_per_token(each.length)
+        for each in train
+    )
+    if dropout == 0.0 and choose_compiling(machine, flops, out.checkpoints):
+        out.progress.note(f"{out.name}: compiling the blocks; the first steps take longer")
+        model.decoder.compile_blocks(lengths_vary=True)
+    else:
+        model.decoder.attend_explicitly()
     batches = epoch_batches(lengths, batch, config.epochs, out.seed)
     steps, per_epoch = len(batches), len(batches) // config.epochs
     warmup_steps = math.ceil(config.warmup_fraction * steps)
@@ -342,6 +349,7 @@ def train_classifier(
     best.restore()
     model.decoder.set_dropout(0.0)
     found = {"steps": float(done), "batch_size": float(batch)}
+    found["compiled"] = float(model.decoder.compiled)
     if validation:
         found |= {"best_step": float(best.step), f"validation_{headline}": best.figures[0]}
     return found
