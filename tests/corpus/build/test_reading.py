@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -436,3 +437,75 @@ def test_files_are_found_once_by_folders_globs_packages_and_addresses(tmp_path: 
     ):
         with pytest.raises(UserError, match=message):
             read(tmp_path, path)
+
+
+def test_a_file_that_breaks_its_reader_is_listed(tmp_path: Path) -> None:
+    """Each of these ended the build with a traceback, or took for ever."""
+    nested = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(3000)
+    )
+    (tmp_path / "deep.eml").write_bytes(b"Subject: deep\n" + nested + b"\n\nend")
+    seventh = f"Subject: x\nContent-Type: text/plain; charset=utf-7\n\n{TEXT} +2AA-"
+    (tmp_path / "seventh.eml").write_text(seventh)
+    (tmp_path / "comments.svg").write_text("<!-- a -->\n" * 60 + f"<svg>{TEXT}</svg>")
+    (tmp_path / "comments.xml").write_text("<?xml a?>" + "<!-- a -->" * 60 + f"<p>{TEXT}</p>")
+    dates = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": [TEXT], "id": dates}), tmp_path / "dates.parquet")
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.txt")).write_text(TEXT)
+    found = {each.id.removeprefix("s/"): each for each in read(tmp_path)}
+    for document in found.values():
+        msgspec.json.encode(document)
+    assert TEXT in found["seventh.eml:1"].text
+    assert TEXT in found["comments.svg"].text
+    assert TEXT in found["comments.xml"].text
+    assert found["\\xff.txt"].text == TEXT
+    assert "cannot be parsed: RecursionError" in found["deep.eml:1"].reason
+    assert "a damaged Parquet file" in found["dates.parquet"].reason
+    assert len(found) == 6
+
+
+def test_a_fault_in_a_reader_is_the_files(tmp_path: Path, monkeypatch: Any) -> None:
+    def broken(file: Any) -> Any:
+        raise ZeroDivisionError("of a parser")
+
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "b.html").write_text(page(TEXT))
+    monkeypatch.setattr("lmsmith.corpus.build.reading.read.decoded", broken)
+    first, second = read(tmp_path)
+    assert first.reason == "it breaks its reader: ZeroDivisionError: of a parser"
+    assert TEXT in second.text
+
+
+def test_rows_after_a_quote_that_is_never_closed_are_read(tmp_path: Path) -> None:
+    rows = [f'{n},"{TEXT} {n}"\n' for n in range(40)]
+    rows[7] = f'7,"{TEXT}\n'
+    (tmp_path / "a.csv").write_text("id,text\n" + "".join(rows))
+    found = read(tmp_path)
+    assert reasons(found) == {"a.csv:9": "a row whose quote is never closed"}
+    kept = [each.name for each in found if isinstance(each, Document)]
+    assert kept == [str(n) for n in range(40) if n != 7]
+    rows[7] = "".join(f'7,"{TEXT}\n{row}' for row in rows[8:30])
+    (tmp_path / "a.csv").write_text("id,text\n" + "".join(rows))
+    assert reasons(read(tmp_path))["a.csv"] == "a damaged table: the rest is not read"
+
+
+def test_line_ends_of_old_macs_and_a_stray_one_in_tables(tmp_path: Path) -> None:
+    line = TEXT.replace(",", "")
+    (tmp_path / "a.csv").write_bytes(f"id,text\r1,{line}\r2,{line}\r".encode())
+    stray = line.replace(" ", "\r", 1)
+    (tmp_path / "b.csv").write_bytes(f"id,text\r\n1,{stray}\r\n2,{line}\r\n".encode())
+    found = texts(read(tmp_path))
+    assert found == dict.fromkeys([f"s/{name}.csv:{n}" for name in "ab" for n in (2, 3)], line)
+
+
+def test_a_packed_parquet_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [TEXT]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    assert texts(read(tmp_path)) == {"s/a.parquet:1": TEXT, "s/b.parquet.gz:1": TEXT}
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"])
+def test_wide_characters_without_a_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT.encode(encoding))
+    (tmp_path / "b.jsonl").write_bytes(json.dumps({"text": TEXT}).encode(encoding))
+    assert set(texts(read(tmp_path)).values()) == {TEXT}

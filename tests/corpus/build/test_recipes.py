@@ -56,6 +56,8 @@ def test_every_mistake_in_a_recipe_is_named(tmp_path: Path) -> None:
         keep = ["English"]
         [clean]
         boilerplate_lines = ["("]
+        [read]
+        max_row_mib = 99999999999999
         [mix]
         tokens = 0
         """
@@ -74,6 +76,7 @@ def test_every_mistake_in_a_recipe_is_named(tmp_path: Path) -> None:
         'language.keep.0 = "English": not two or three small letters',
         'sources.e.text_field = "": names no field',
         "clean.boilerplate_lines.0",
+        "read.max_row_mib = 99999999999999: must be between 1 and 2000",
         "mix.tokens = 0: must be 1 or more",
     ):
         assert part in said, said

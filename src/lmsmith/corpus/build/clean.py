@@ -115,14 +115,19 @@ def fixed_encoding(text: str) -> str:
 
 def without_boilerplate(text: str, more: tuple[str, ...] = ()) -> tuple[str, int]:
     """The text without lines that match, and how many they were."""
-    pattern = _boilerplate(more)
+    patterns = _boilerplate(more)
     lines = text.split("\n")
-    kept = [line for line in lines if len(line) > 200 or not pattern.fullmatch(line.strip())]
+    kept = [
+        line
+        for line in lines
+        if len(line) > 200 or not any(each.fullmatch(line.strip()) for each in patterns)
+    ]
     if len(kept) == len(lines):
         return text, 0
     return _EMPTY_LINES.sub("\n\n\n", "\n".join(kept)).strip(), len(lines) - len(kept)
 
 
 @lru_cache(maxsize=4)
-def _boilerplate(more: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{each})" for each in (*_BOILERPLATE, *more)), re.IGNORECASE)
+def _boilerplate(more: tuple[str, ...]) -> list[re.Pattern[str]]:
+    own = "|".join(f"(?:{each})" for each in _BOILERPLATE)
+    return [re.compile(each, re.IGNORECASE) for each in (own, *more)]

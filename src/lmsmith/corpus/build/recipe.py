@@ -97,7 +97,7 @@ class ReadConfig:
 
     max_characters: Annotated[int, msgspec.Meta(ge=1000, le=10_000_000)] = 100_000
     """A longer text becomes several documents, cut between paragraphs, lines or words."""
-    max_row_mib: PositiveInt = 64
+    max_row_mib: Annotated[int, msgspec.Meta(ge=1, le=2_000)] = 64
     """A longer row of JSONL or CSV, or a longer e-mail, is skipped."""
     main_text: bool = True
     """Keep the main text of HTML alone (trafilatura); false: all text, menus and footers too."""

@@ -67,7 +67,9 @@ def mail_text(content: bytes, main_text: bool) -> tuple[str, str]:
         message = email.message_from_bytes(content)
         body = "\n\n".join(_texts(message, main_text)).strip()
         subject, name = _header(message, "Subject"), _header(message, "Message-ID")
-    except (email.errors.MessageError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Unreadable:
+        raise
+    except Exception as error:  # headers and nested parts break the parser in many ways
         raise Unreadable(f"an e-mail that cannot be parsed: {type(error).__name__}") from error
     if not body:
         raise Unreadable("an e-mail without text")

@@ -120,7 +120,8 @@ def find_files(
             try:
                 size, state = _state(place, known, hashes)
             except (OSError, UserError) as error:
-                why = error.strerror if isinstance(error, OSError) else "no regular file"
+                cause = error if isinstance(error, OSError) else error.__cause__
+                why = cause.strerror if isinstance(cause, OSError) else "no regular file"
                 problems.append(Removed(id, source, "", f"cannot be read: {why}"))
                 continue
             files.append(Found(source, place, id, size, state))
@@ -168,7 +169,8 @@ def _places(
         else:
             found = _local(written, folder, unreadable)
         for place, name in found:
-            yield place, f"{source}/{name}"
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            yield place, f"{source}/{shown}"
 
 
 def _of_package(written: str) -> Iterator[tuple[str, str]]:

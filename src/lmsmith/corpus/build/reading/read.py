@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, BinaryIO
 
+from lmsmith.core.errors import UserError
+from lmsmith.core.text import encodable
 from lmsmith.corpus.build.document import Count, Document, Removed, Yielded
 from lmsmith.corpus.build.reading.html import read_html_file
 from lmsmith.corpus.build.reading.mail import read_mail
@@ -23,7 +25,8 @@ _MAIL = re.compile(
     rb"(Return-Path|Received|Delivered-To|Message-ID|From|Date|MIME-Version): ", re.I
 )
 _HTML = re.compile(
-    rb"(\xef\xbb\xbf)?\s*(<!--.{0,400}?-->\s*|<\?xml.{0,200}?>\s*)*<(!doctype html|html)",
+    rb"(\xef\xbb\xbf)?\s*((<!--((?!-->).){0,400}-->|<\?xml[^>]{0,200}>)\s*){0,20}"
+    rb"<(!doctype html|html)",
     re.I | re.S,
 )
 
@@ -62,7 +65,12 @@ def read_part(part: Part, source: SourceConfig, config: ReadConfig) -> Iterator[
             for number, *rest in rows:
                 yield from _of_row(part, f"{part.id}:{number}", rest, limits)
     except Unreadable as error:
-        yield Removed(part.id, part.source, "", str(error))
+        yield Removed(part.id, part.source, "", encodable(str(error)))
+    except UserError:  # a package that is not installed
+        raise
+    except Exception as error:  # a parser that a file breaks in a way of its own
+        reason = f"it breaks its reader: {type(error).__name__}: {error}"[:200]
+        yield Removed(part.id, part.source, "", encodable(reason))
 
 
 def sniffed(begin: bytes) -> str:
@@ -114,16 +122,16 @@ def _texts(kind: str, file: BinaryIO, config: ReadConfig) -> Iterator[str]:
 
 def _of_row(part: Part, id: str, row: list[Any], limits: Limits) -> Iterator[Yielded]:
     if isinstance(row[0], Unreadable):
-        yield Removed(id, part.source, "", str(row[0]))
+        yield Removed(id, part.source, "", encodable(str(row[0])))
         return
-    text, name = row
+    text, name = map(encodable, row)
     yield from _numbered(part, id, name, pieces(iter((text,)), limits.characters))
 
 
 def _numbered(part: Part, id: str, name: str, texts: Iterable[str]) -> Iterator[Yielded]:
     """Documents of one text: the second and later pieces have their number in the id."""
     number = 0
-    for text in texts:
+    for text in map(encodable, texts):
         if text.strip():
             yield Document(f"{id}#{number}" if number else id, part.source, text, name)
             number += 1

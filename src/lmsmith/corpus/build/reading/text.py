@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lmsmith.core.errors import needs_extra
+from lmsmith.core.text import encodable
 from lmsmith.corpus.build.reading.opening import Unreadable
 
 SAMPLE = 1 << 20
@@ -78,7 +79,12 @@ def is_wide(encoding: str) -> bool:
 
 
 def _wide(sample: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte of western text is zero."""
+    """UTF-16 or UTF-32 without a mark: most bytes of western text are zero, in a pattern."""
+    for start, name in ((0, "utf-32-le"), (3, "utf-32-be")):
+        letters = sample[start::4]
+        others = len(sample) - len(letters) - (sample.count(0) - letters.count(0))
+        if len(sample) >= 8 and not others and letters.count(0) < len(letters) // 4:
+            return name
     for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
         zeros, others = sample[start::2].count(0), sample[1 - start :: 2].count(0)
         if zeros > 0.6 * len(sample[start::2]) and not others:
@@ -144,7 +150,7 @@ def declared_text(content: bytes, *names: str) -> str:
             found = codecs.lookup(name)
             narrow = found.name.startswith(_WIDE) and b"\0" not in content
             if found._is_text_encoding and found.name not in _NO_TEXT and not narrow:
-                return content.decode(name)
+                return encodable(content.decode(name))  # UTF-7 has lone surrogates
     return decoded_bytes(content)
 
 
