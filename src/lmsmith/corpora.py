@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,9 @@ def build_corpus(
         from lmsmith.catalogue.reading import tokenizer_files
 
         named = _place(loaded.shards.tokenizer, loaded.folder)
-        identity = [sha256_file(path) for path in tokenizer_files(named)]
+        with _named("shards.tokenizer"):
+            _load(named, loaded.folder)
+            identity = [sha256_file(path) for path in tokenizer_files(named)]
     title = f"corpus {loaded.name}: {loaded.description}".removesuffix(": ")
     progress = choose_progress(title, quiet)
     tasks = _tasks(loaded.decontaminate, loaded.folder)
@@ -101,7 +104,8 @@ def _harm(config: HarmfulConfig, folder: str) -> Scorer | None:
         return None
     from lmsmith.evaluation.harmful_text import fine_tuned_scorer
 
-    return fine_tuned_scorer(_place(config.classifier, folder), config.label)
+    with _named("harmful.classifier"):
+        return fine_tuned_scorer(_place(config.classifier, folder), config.label)
 
 
 @documented
@@ -233,6 +237,17 @@ def _load(name: str, folder: str) -> Tokenizer:
     from lmsmith.catalogue.reading import load_any_tokenizer
 
     return load_any_tokenizer(_place(name, folder))
+
+
+@contextlib.contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """Errors inside name the setting."""
+    try:
+        yield
+    except UserError as error:
+        if error.problem.startswith(setting):
+            raise
+        raise UserError(f"{setting}: {error.problem}", error.fix) from error
 
 
 def _place(name: str, folder: str) -> str:

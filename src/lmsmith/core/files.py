@@ -45,6 +45,9 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
         problem = f"writing is not allowed ({os.strerror(number)})"
         fix = "Choose another folder, or change its owner or its permissions."
+    elif (link := _dangling(path)) is not None:
+        problem = f"{link} is a link to {link.readlink()}, which does not exist"
+        fix = "Make that folder, or choose another path."
     elif number in (errno.ENOTDIR, errno.EEXIST):
         problem, fix = "a part of this path is a file, not a folder", "Choose another path."
     elif number == errno.EISDIR:
@@ -55,6 +58,15 @@ def storage_error(path: Path, error: OSError) -> UserError | OSError:
     else:
         return error
     return UserError(f"{path}: {problem}", fix)
+
+
+def _dangling(path: Path) -> Path | None:
+    """The part of a path that is a link to nothing."""
+    with contextlib.suppress(OSError):
+        for part in (path, *path.parents):
+            if part.is_symlink() and not part.exists():
+                return part
+    return None
 
 
 def disk_full_error(error: BaseException, folder: Path) -> UserError | None:

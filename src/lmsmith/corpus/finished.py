@@ -19,7 +19,7 @@ TOKENIZER_FOLDER = "tokenizer"
 CORPUS_SHARDS_FILE = "corpus_shards.json"
 """In the data stage's folder: where the shards of a finished corpus are, and their sources."""
 
-_AGAIN = "Build it again: lmsmith corpus build RECIPE."
+BUILD_AGAIN = "Build it again: lmsmith corpus build RECIPE."
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FinishedCorpus:
             problem = missing(corpus, f"no finished corpus: it has no {CORPUS_FILE}")
             raise UserError(problem, "Name the folder that lmsmith corpus build printed.")
         record: Any = read_json(place)
-        with refusing_damage(place, _AGAIN):
+        with refusing_damage(place, BUILD_AGAIN):
             sources = {
                 str(name): {"weight": 1.0, **{key: float(value) for key, value in about.items()}}
                 for name, about in record["sources"].items()
@@ -75,7 +75,7 @@ class FinishedCorpus:
         from lmsmith.corpus.remote_tokens import REMOTE_FILE
         from lmsmith.corpus.shards import OFFSETS_FILE
 
-        with refusing_damage(self.folder, _AGAIN):
+        with refusing_damage(self.folder, BUILD_AGAIN):
             expected = dict(self.record["files"])
             for part in self.record["parts"]:
                 remote = (self.folder / part["folder"] / REMOTE_FILE).is_file()
@@ -85,6 +85,6 @@ class FinishedCorpus:
         for name, content in expected.items():
             path = self.folder / name
             if not path.is_file():
-                raise UserError(f"{path}: a file of the corpus is missing", _AGAIN)
+                raise UserError(f"{path}: a file of the corpus is missing", BUILD_AGAIN)
             if sha256_file(path) != content:
-                raise UserError(f"{path}: damaged: its checksum is another", _AGAIN)
+                raise UserError(f"{path}: damaged: its checksum is another", BUILD_AGAIN)

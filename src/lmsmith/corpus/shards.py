@@ -63,18 +63,12 @@ class TokenShards:
     @classmethod
     def _load_one(cls, folder: Path) -> TokenShards:
         fix = "Remove the folder and run the stage that made it again."
-        try:
-            tokens: Any
-            if (folder / REMOTE_FILE).exists():
-                tokens = RemoteTokens([RemoteFile.load(folder)])
-            else:
-                require_file(folder / TOKENS_FILE)
-                # Mapped, so that a length that the file does not have is no memory.
-                tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
-            require_file(folder / OFFSETS_FILE)
-            offsets = np.load(folder / OFFSETS_FILE, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{folder}: token shards cannot be read ({error})", fix) from error
+        tokens: Any
+        if (folder / REMOTE_FILE).exists():
+            tokens = RemoteTokens([RemoteFile.load(folder)])
+        else:
+            tokens = _mapped(folder / TOKENS_FILE, fix)
+        offsets = _mapped(folder / OFFSETS_FILE, fix)
         if (
             tokens.dtype not in (np.dtype(np.uint16), np.dtype(np.uint32))
             or offsets.dtype != np.int64
@@ -85,7 +79,8 @@ class TokenShards:
             or offsets[-1] != len(tokens)
             or (np.diff(offsets) < 0).any()
         ):
-            raise UserError(f"{folder}: token shards are damaged", fix)
+            problem = f"{folder}: damaged token shards: {OFFSETS_FILE} does not fit {TOKENS_FILE}"
+            raise UserError(problem, fix)
         return cls(tokens, np.array(offsets))
 
     def __len__(self) -> int:
@@ -96,6 +91,15 @@ class TokenShards:
     def total_tokens(self) -> int:
         """Number of tokens, the frame of each document included."""
         return int(self.offsets[-1])
+
+
+def _mapped(path: Path, fix: str) -> Any:
+    """An array on disk; mapped, so that a length that the file does not have is no memory."""
+    require_file(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: token shards cannot be read ({error})", fix) from error
 
 
 class JoinedTokens:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from lmsmith.cli import main
 from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.build import run
@@ -79,3 +80,16 @@ def test_a_full_disk_is_named_by_the_corpus(
 def test_a_folder_that_cannot_be_made_is_a_message(corpus: Path, build: Build) -> None:
     with pytest.raises(UserError, match="/proc/x: no folder can be made there"):
         build(corpus, "out=/proc/x")
+
+
+def test_messages_name_the_setting_and_the_link(
+    corpus: Path, build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for setting in ("shards.tokenizer=nowhere", "harmful.classifier=nothing"):
+        assert main(["corpus", "build", str(corpus), "--set", setting]) == 2
+        assert f"lmsmith: {setting.partition('=')[0]}: no" in capsys.readouterr().err
+    (corpus.parent / "out").symlink_to("nothing")
+    with pytest.raises(UserError, match=r"out is a link to nothing, which does not exist"):
+        build(corpus)
+    assert main(["corpus", "build", str(corpus), "--set", f"out={corpus}", "--dry-run"]) == 2
+    assert "a file, no folder" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from lmsmith.core.errors import UserError, needs_extra, refusing_damage
 from lmsmith.core.files import is_remote, read_jsonl
 from lmsmith.core.progress import LineProgress
 from lmsmith.corpus.build.shards import INDEX_FILE
-from lmsmith.corpus.finished import FinishedCorpus
+from lmsmith.corpus.finished import BUILD_AGAIN, FinishedCorpus
 from lmsmith.corpus.remote import kept_copy
 from lmsmith.corpus.shards import TokenShards
 from lmsmith.tokenizers import Tokenizer
@@ -65,7 +65,7 @@ class Part:
     def _index(self) -> Any:
         with needs_extra("corpus"):
             import pyarrow.parquet as pq
-        with refusing_damage(self.folder / INDEX_FILE, "Build the corpus again."):
+        with refusing_damage(self.folder / INDEX_FILE, BUILD_AGAIN):
             return pq.ParquetFile(self.folder / INDEX_FILE)
 
     def columns(self, *names: str) -> Iterator[list[Any]]:
@@ -122,12 +122,15 @@ class CorpusDocuments:
             known = ", ".join(finished.sources)
             raise UserError(f"--source {source}: no such source", f"The sources: {known}.")
         parts, start = [], 0
-        with refusing_damage(folder, "Build the corpus again."):
+        with refusing_damage(folder, BUILD_AGAIN):
             for each in finished.record["parts"]:
                 if source not in ("", each["source"]):
                     continue
                 part = finished.folder / each["folder"]
-                shards = TokenShards.load(part)
+                try:
+                    shards = TokenShards.load(part)
+                except UserError as error:
+                    raise UserError(error.problem, BUILD_AGAIN) from error
                 parts.append(Part(each["source"], part, start, shards.tokens, shards.offsets))
                 start += shards.total_tokens
         named = str(place) if remote else str(finished.folder.parent)
@@ -142,7 +145,7 @@ class CorpusDocuments:
     def held_out(self) -> tuple[HeldOut, ...]:
         """The held-out documents of each source that is read."""
         found: dict[str, list[dict[str, str]]] = {part.source: [] for part in self.parts}
-        with refusing_damage(self.finished.validation, "Build the corpus again."):
+        with refusing_damage(self.finished.validation, BUILD_AGAIN):
             for _, row in read_jsonl(self.finished.validation):
                 if (source := str(row["source"])) in found:
                     found[source].append({"id": str(row["id"]), "text": str(row["text"])})
