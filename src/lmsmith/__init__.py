@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lmsmith.api import feedback_statistics as feedback_statistics
     from lmsmith.api import import_feedback as import_feedback
     from lmsmith.api import pull as pull
+    from lmsmith.api import rank_feedback as rank_feedback
     from lmsmith.api import restore_feedback as restore_feedback
     from lmsmith.api import run as run
     from lmsmith.api import sample_feedback as sample_feedback
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 _API = (
     "add_task", "backup_feedback", "compare", "evaluate", "export", "export_feedback",
-    "feedback_statistics", "import_feedback", "pull", "restore_feedback", "run", "sample_feedback",
-    "score", "study", "study_scale", "task_function",
+    "feedback_statistics", "import_feedback", "pull", "rank_feedback", "restore_feedback", "run",
+    "sample_feedback", "score", "study", "study_scale", "task_function",
 )  # fmt: skip
 
 _WHERE = {

@@ -898,9 +898,6 @@ def sample_feedback(
         raise UserError("which prompts?", "name a file by --prompts, or take --logged ones")
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
-    from lmsmith.catalogue.reading import read_model
-    from lmsmith.catalogue.remote import split_remote
-    from lmsmith.catalogue.resolve import resolve
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.runs.signals import StopSignal
@@ -918,16 +915,7 @@ def sample_feedback(
             raise UserError(f"{where}: no prompts", "take other prompts: --prompts FILE")
         settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
         machine = prepare_reading(MachineConfig())
-        local, remote = split_remote(models if wanted else ())
-        writers = {
-            Path(resolve(word).name).name or word: sampling.writer_of(
-                read_model(word), machine, settings
-            )
-            for word in (local if wanted else ())
-        }
-        writers |= {
-            name: sampling.writer_of(each, machine, settings) for name, each in remote.items()
-        }
+        writers = sampling.writers_of(models if wanted else (), machine, settings)
         progress = choose_progress("lmsmith feedback sample", quiet)
         with contextlib.closing(progress), StopSignal():
             counts = sampling.fill_queue(
@@ -935,6 +923,83 @@ def sample_feedback(
                 answers=wanted, overlap=overlap, seed=seed, progress=progress,
             )  # fmt: skip
     return FeedbackRows(name, counts, kind=kind)
+
+
+@dataclass(frozen=True)
+class JudgedRankings:
+    """Rankings that a judge made of models' answers.
+
+    Attributes:
+        file: JSONL, which a recipe's ``data.rankings`` reads.
+        rows: ``rankings`` made now, ``known`` from an earlier run, ``dropped`` for want of
+            different answers, ``undecided`` where the judge found all alike.
+    """
+
+    file: Path
+    rows: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"file": str(self.file), **self.rows}
+
+
+@documented
+def rank_feedback(
+    models: Sequence[str],
+    *,
+    judge: str,
+    prompts: Path,
+    out: Path,
+    answers: int = 4,
+    count: int = 100,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    quiet: bool = False,
+) -> JudgedRankings:
+    """Let models answer prompts, and a judge rank the answers, in place of people.
+
+    The judge compares two answers at a time, in both orders. Models and judge may be behind other
+    servers. The same command again goes on where it was.
+
+    Args:
+        models: Runs, model folders, registered names, or NAME=openai:URL; they share the answers.
+        judge: A model that writes, a reward model's folder, or openai:URL.
+        prompts: JSONL with "prompt" (a text, or messages) or "messages" in each row.
+        out: JSONL of rankings, which data.rankings of a recipe reads; rows are added.
+        answers: To each prompt, 2 to 9.
+        count: Most prompts, drawn by chance.
+        max_tokens: Longest answer.
+        temperature: Of the answers.
+        top_p: Of the answers.
+        seed: Of the choice of prompts and of the answers.
+
+    Raises:
+        UserError: there are no prompts, no such model, or the judge's server fails.
+    """
+    if count < 1:
+        raise UserError(f"--count {count}: 1 or more")
+    from lmsmith.comparison.judges import load_judge
+    from lmsmith.generation.machine import prepare_reading
+    from lmsmith.generation.settings import SamplingSettings
+    from lmsmith.runs.signals import StopSignal
+
+    with needs_extra("serve"):
+        from lmsmith.comparison.ai_feedback import rank_answers
+        from lmsmith.feedback import sample as sampling
+    found = list(sampling.prompts_of(prompts))
+    if not found:
+        raise UserError(f"{prompts}: no prompts", "take another file")
+    machine = prepare_reading(MachineConfig())
+    settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
+    writers, by = sampling.writers_of(models, machine, settings), load_judge(judge, machine)
+    progress = choose_progress("lmsmith feedback rank", quiet)
+    with contextlib.closing(progress), StopSignal():
+        rows = rank_answers(
+            sampling.drawn(found, count, seed), writers, by, out, answers=answers, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    return JudgedRankings(out, rows)
 
 
 @documented

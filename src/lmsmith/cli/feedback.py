@@ -58,15 +58,35 @@ def _show_sample(found: api.FeedbackRows, kind: str, answers: int) -> None:
     if counts["known"]:
         print(f"{counts['known']:,} were there already")
     if counts["dropped"]:
-        print(
-            f"{counts['dropped']:,} prompts left out: not {wanted} different answers that are not "
-            "empty; a higher --temperature or more --max-tokens gives more"
-        )
+        print(f"{counts['dropped']:,} prompts left out: {_too_few(wanted)}")
     if counts["tasks"] or counts["known"]:
         print(next_step(found.database))
 
 
 sample = printed(api.sample_feedback, _show_sample)
+
+
+def _show_rank(found: api.JudgedRankings, answers: int) -> None:
+    counts = found.rows
+    print(f"{found.file}: {counts['rankings']:,} new rankings")
+    if counts["known"]:
+        print(f"{counts['known']:,} were there already")
+    if counts["dropped"]:
+        print(f"{counts['dropped']:,} prompts left out: {_too_few(answers)}")
+    if counts["undecided"]:
+        print(f"{counts['undecided']:,} prompts left out: the judge found all answers alike")
+    if counts["rankings"] or counts["known"]:
+        print(f'next: data.rankings = ["{found.file}"] in a recipe, which a reward model reads')
+
+
+def _too_few(wanted: int) -> str:
+    return (
+        f"not {wanted} different answers that are not empty; a higher --temperature or more "
+        "--max-tokens gives more"
+    )
+
+
+rank = printed(api.rank_feedback, _show_rank)
 
 
 def next_step(database: str) -> str:

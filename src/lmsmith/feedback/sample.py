@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmsmith.catalogue.reading import ReadModel
-from lmsmith.catalogue.remote import RemoteModel
+from lmsmith.catalogue.reading import ReadModel, read_model
+from lmsmith.catalogue.remote import RemoteModel, split_remote
+from lmsmith.catalogue.resolve import resolve
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
 from lmsmith.core.progress import Progress
@@ -84,6 +85,21 @@ def drawn(prompts: Sequence[SampledPrompt], count: int, seed: int) -> list[Sampl
     return [first[name] for name in chosen]
 
 
+def writers_of(
+    words: Sequence[str], machine: ResolvedMachine, settings: SamplingSettings
+) -> dict[str, Writer]:
+    """`writer_of` each model of this machine or behind another server, by name.
+
+    Raises:
+        UserError: there is no such model, or a server does not answer.
+    """
+    local, remote = split_remote(words)
+    models: dict[str, ReadModel | RemoteModel] = {
+        Path(resolve(word).name).name or word: read_model(word) for word in local
+    }
+    return {name: writer_of(each, machine, settings) for name, each in (models | remote).items()}
+
+
 def writer_of(
     model: ReadModel | RemoteModel, machine: ResolvedMachine, settings: SamplingSettings
 ) -> Writer:
@@ -142,7 +158,7 @@ def fill_queue(
         origin = fingerprint(["sample", kind, each.messages, list(writers), answers, seed])
         if queue.has(origin):
             counts["known"] += 1
-        elif len(found := _collect(each.messages, writers, answers, seed)) < answers:
+        elif len(found := collect_answers(each.messages, writers, answers, seed)) < answers:
             counts["dropped"] += 1
         else:
             queue.add(
@@ -160,10 +176,10 @@ def fill_queue(
     return dict(counts)
 
 
-def _collect(
-    prompt: Sequence[dict[str, str]], writers: dict[str, Writer], answers: int, seed: int
+def collect_answers(
+    prompt: Sequence[dict[str, str]], writers: Mapping[str, Writer], answers: int, seed: int
 ) -> list[tuple[str, str]]:
-    """Different answers with their models, in a random order."""
+    """Different answers with their models, in a random order; fewer if they write too few."""
     found: list[tuple[str, str]] = []
     name = fingerprint(prompt)
     for place, (model, write) in enumerate(writers.items()):

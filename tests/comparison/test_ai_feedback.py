@@ -1,0 +1,129 @@
+"""Rankings that a judge makes in place of people."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lmsmith import api, cli
+from lmsmith.comparison.ai_feedback import rank_answers, rank_responses
+from lmsmith.comparison.judges import Compared
+from lmsmith.core.errors import UserError
+from lmsmith.core.progress import QuietProgress
+from lmsmith.corpus.rows import read_rankings
+from lmsmith.feedback.sample import SampledPrompt
+from model_server import model_server
+
+ASK = [{"role": "user", "content": "What is tea?"}]
+
+
+class ByLength:
+    """Finds the longer reply better, by at least ``margin`` characters."""
+
+    name, fingerprint = "ruler", "ruler"
+
+    def __init__(self, margin: int = 1) -> None:
+        self.margin, self.asked = margin, 0
+
+    def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
+        self.asked += len(rows)
+        found = []
+        for _, a, b in rows:
+            apart = len(a) - len(b)
+            score = 0.5 if abs(apart) < self.margin else float(apart > 0)
+            found.append({"score_a": score, "score_b": 1 - score})
+        return found
+
+
+class Circular(ByLength):
+    """Prefers each of three to the next: no order."""
+
+    def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
+        better = {("a", "b"), ("b", "c"), ("c", "a")}
+        return [{"score_a": float((a, b) in better), "score_b": 0.5} for _, a, b in rows]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["a", "bb", "cc", "dddd"])))
+def test_each_answer_is_compared_with_each_other(order: tuple[str, ...]) -> None:
+    judge = ByLength()
+    expected = {"dddd": 1, "cc": 2, "bb": 2, "a": 3}
+    assert rank_responses(judge, ASK, order) == [expected[each] for each in order]
+    assert judge.asked == 6
+
+
+def test_a_circle_is_a_tie() -> None:
+    assert rank_responses(Circular(), ASK, ["a", "b", "c"]) == [1, 1, 1]
+
+
+def test_rankings_are_read_by_a_recipe_and_a_run_goes_on(tmp_path: Path) -> None:
+    prompts = [SampledPrompt([{"role": "user", "content": f"Say {number}"}]) for number in range(5)]
+
+    def write(prompt: Sequence[dict[str, str]], count: int, seed: int) -> list[str]:
+        number = int(prompt[0]["content"][-1])
+        return ["same"] * count if number == 3 else [str(number) * n for n in range(1, count + 1)]
+
+    def run(part: Sequence[SampledPrompt], judge: ByLength) -> dict[str, int]:
+        return rank_answers(
+            part, {"one": write}, judge, tmp_path / "sub/ai.jsonl", answers=3,
+            seed=1, progress=QuietProgress(),
+        )  # fmt: skip
+
+    counts = run(prompts[:2], ByLength())
+    assert counts == {"rankings": 2, "known": 0, "dropped": 0, "undecided": 0}
+    assert run(prompts, ByLength()) == {"rankings": 2, "known": 2, "dropped": 1, "undecided": 0}
+    rows = list(read_rankings(tmp_path / "sub/ai.jsonl"))
+    assert {each.prompt[0]["content"] for each in rows} == {"Say 0", "Say 1", "Say 2", "Say 4"}
+    for each in rows:
+        assert (each.labeler, each.source) == ("ruler", "judge")
+        longest = max(each.responses, key=len)
+        assert each.ranks[each.responses.index(longest)] == 1
+    before = (tmp_path / "sub/ai.jsonl").read_text()
+    undecided = run(prompts[:1], Undecided())
+    assert undecided == {"rankings": 0, "known": 0, "dropped": 0, "undecided": 1}
+    assert (tmp_path / "sub/ai.jsonl").read_text() == before
+
+
+class Undecided(ByLength):
+    fingerprint = "another"
+
+    def __init__(self) -> None:
+        super().__init__(margin=99)
+
+
+def test_models_and_judge_are_behind_another_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The judge there says the same number in both orders: it decides nothing, and this is said."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "What is tea?"}\n')
+    out = tmp_path / "ai.jsonl"
+    with model_server() as writes, model_server() as other, model_server() as judges:
+        other.text, judges.text = ["Tea", " is a drink"], ["1"]
+        words = ["feedback", "rank", f"a={writes.address}", f"b={other.address}"]
+        words += ["--judge", judges.address, "--prompts", str(tmp_path / "prompts.jsonl")]
+        words += ["--out", str(out), "--answers", "2"]
+        assert cli.main(words) == 0
+        assert "1 prompts left out: the judge found all answers alike" in capsys.readouterr().out
+        assert len(judges.bodies) == 2
+        judges.text = ["no label at all"]
+        assert cli.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"file": str(out), "rankings": 0, "known": 0, "dropped": 0, "undecided": 1}
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "What is tea?"}\n')
+    for answers, models, message in ((1, {"m": None}, "--answers 1"), (4, {}, "no model writes")):
+        with pytest.raises(UserError, match=message):
+            rank_answers(
+                [SampledPrompt(ASK)], models, ByLength(), tmp_path / "ai.jsonl",  # type: ignore[arg-type]
+                answers=answers, seed=0, progress=QuietProgress(),
+            )  # fmt: skip
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(UserError, match="no prompts"):
+        api.rank_feedback(["m"], judge="j", prompts=empty, out=tmp_path / "ai.jsonl")
