@@ -948,7 +948,7 @@ def rank_feedback(
     *,
     judge: str,
     prompts: Path,
-    out: Path,
+    rankings: Path,
     answers: int = 4,
     count: int = 100,
     max_tokens: int = 256,
@@ -966,7 +966,7 @@ def rank_feedback(
         models: Runs, model folders, registered names, or NAME=openai:URL; they share the answers.
         judge: A model that writes, a reward model's folder, or openai:URL.
         prompts: JSONL with "prompt" (a text, or messages) or "messages" in each row.
-        out: JSONL of rankings, which data.rankings of a recipe reads; rows are added.
+        rankings: JSONL that data.rankings of a recipe reads; rows are added to it.
         answers: To each prompt, 2 to 9.
         count: Most prompts, drawn by chance.
         max_tokens: Longest answer.
@@ -996,10 +996,10 @@ def rank_feedback(
     progress = choose_progress("lmsmith feedback rank", quiet)
     with contextlib.closing(progress), StopSignal():
         rows = rank_answers(
-            sampling.drawn(found, count, seed), writers, by, out, answers=answers, seed=seed,
-            progress=progress,
+            sampling.drawn(found, count, seed), writers, by, rankings, answers=answers,
+            seed=seed, progress=progress,
         )  # fmt: skip
-    return JudgedRankings(out, rows)
+    return JudgedRankings(rankings, rows)
 
 
 @documented

@@ -104,7 +104,7 @@ def test_models_and_judge_are_behind_another_server(
         other.text, judges.text = ["Tea", " is a drink"], ["1"]
         words = ["feedback", "rank", f"a={writes.address}", f"b={other.address}"]
         words += ["--judge", judges.address, "--prompts", str(tmp_path / "prompts.jsonl")]
-        words += ["--out", str(out), "--answers", "2"]
+        words += ["--rankings", str(out), "--answers", "2"]
         assert cli.main(words) == 0
         assert "1 prompts left out: the judge found all answers alike" in capsys.readouterr().out
         assert len(judges.bodies) == 2
@@ -126,4 +126,4 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(UserError, match="no prompts"):
-        api.rank_feedback(["m"], judge="j", prompts=empty, out=tmp_path / "ai.jsonl")
+        api.rank_feedback(["m"], judge="j", prompts=empty, rankings=tmp_path / "ai.jsonl")

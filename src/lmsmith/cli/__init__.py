@@ -189,8 +189,8 @@ feedback sample = feedback.sample: let models answer prompts, and have the answe
     lmsmith feedback sample runs/a runs/b --logged --count 50 --overlap 2
     lmsmith feedback sample --kind demonstration --logged
 feedback rank = feedback.rank: let models answer prompts, and a model rank the answers
-    lmsmith feedback rank runs/a --judge runs/a/reward --prompts prompts.jsonl --out ai.jsonl
-    lmsmith feedback rank openai:URL --judge openai:URL --prompts prompts.jsonl --out ai.jsonl
+    lmsmith feedback rank runs/a --judge runs/a/reward --prompts prompts.jsonl --rankings ai.jsonl
+    lmsmith feedback rank openai:URL --judge openai:URL --prompts prompts.jsonl --rankings ai.jsonl
 feedback stats = feedback.stats: show progress, agreement, and which model is best
     lmsmith feedback stats
     lmsmith feedback stats --database chat.db --json

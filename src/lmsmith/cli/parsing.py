@@ -37,7 +37,7 @@ MOVED = {
 """Commands and options of earlier versions, and what to write now."""
 
 METAVARS = {
-    "FILE": "database file prompts input include contamination win_rate distil",
+    "FILE": "database file prompts input include contamination win_rate distil rankings",
     "FOLDER": "data folder out include_path",
     "MODEL": "judge models",
     "N": "at limit seed alternatives reply_tokens labelers adapter_layers keep",
