@@ -62,10 +62,10 @@ def build_corpus(
     if loaded.shards.tokenizer:
         from lmsmith.catalogue.reading import tokenizer_files
 
-        named = _place(loaded.shards.tokenizer, loaded.folder)
         with _named("shards.tokenizer"):
-            _load(named, loaded.folder)
-            identity = [sha256_file(path) for path in tokenizer_files(named)]
+            _load(loaded.shards.tokenizer, loaded.folder)
+            files = tokenizer_files(_tokenizer(loaded.shards.tokenizer, loaded.folder))
+            identity = [sha256_file(path) for path in files]
     title = f"corpus {loaded.name}: {loaded.description}".removesuffix(": ")
     progress = choose_progress(title, quiet)
     tasks = _tasks(loaded.decontaminate, loaded.folder)
@@ -236,7 +236,18 @@ def _at_least(least: int, **options: int) -> None:
 def _load(name: str, folder: str) -> Tokenizer:
     from lmsmith.catalogue.reading import load_any_tokenizer
 
-    return load_any_tokenizer(_place(name, folder))
+    return load_any_tokenizer(_tokenizer(name, folder))
+
+
+def _tokenizer(name: str, folder: str) -> str:
+    """Where the tokenizer of a recipe is: a folder or file of one, or that of a model."""
+    from lmsmith.catalogue.reading import tokenizer_files
+    from lmsmith.catalogue.resolve import resolve
+
+    place = _place(name, folder)
+    if any(file.is_file() for file in tokenizer_files(place)):
+        return place
+    return str(resolve(place).path)
 
 
 @contextlib.contextmanager

@@ -138,6 +138,21 @@ def test_a_result_is_not_overwritten_by_the_next_step() -> None:
     assert not torch.equal(states[2], states[3])
 
 
+def test_numbers_that_a_failed_row_left_reach_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention on a device reads whole pages: a masked NaN times 0 would be one."""
+    monkeypatch.setattr("lmsmith.generation.kv_cache.is_host", lambda device: False)
+    side = Side(make_decoder(GPT), DeviceKernels())
+    rows = [side.cache.open() for _ in range(2)]
+    side.read([(row, [3, 1, 4, 1, 5]) for row in rows])
+    for layer in side.cache.layers:
+        layer.values[1:] = layer.keys[1:] = float("nan")
+    for row in rows:
+        side.cache.close(row)
+    rows = [side.cache.open() for _ in range(2)]
+    side.read([(row, [2, 7, 1, 8, 2, 8]) for row in rows])
+    assert side.read([(row, [1]) for row in rows]).isfinite().all()
+
+
 @pytest.mark.parametrize("fault", ["item", "constant", "nonzero"])
 def test_a_step_that_cannot_be_recorded_goes_on_without(
     fault: str, caplog: pytest.LogCaptureFixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmsmith.device import HOST, moved
+from lmsmith.device import HOST, is_host, moved
 from lmsmith.models.config import ModelConfig
 
 PAGE = 64
@@ -87,6 +87,8 @@ class _Pool:
         shape = (len(layers), 1 + pages, config.resolved_kv_heads, page, config.width_per_head)
         # One tensor for all layers, so that a page is copied at once. A page is cleared when it is
         # taken first: clearing a gigabyte at once takes a second of every core's memory bandwidth.
+        # On a GPU whenever it is taken: attention reads whole pages there, and the NaN that a
+        # failed row has left stays one times a probability of 0.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.keys[:, 0].zero_()
@@ -110,10 +112,10 @@ class _Pool:
         if not self.free:
             self._grow()
         page = self.free.pop()
-        if page >= self.cleared:
+        if page >= self.cleared or not is_host(self.keys.device):
             self.keys[:, page].zero_()
             self.values[:, page].zero_()
-            self.cleared = page + 1
+            self.cleared = max(self.cleared, page + 1)
         self.users[page] = 1
         self.table[row, block] = page
         return page

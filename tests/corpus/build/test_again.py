@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 import zstandard
 
+from corpus.build.conftest import save_random_classifier
+from lmsmith.catalogue import registry
+from lmsmith.catalogue.registry import Record
 from lmsmith.cli import main
 from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
+from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build import run
 from lmsmith.corpus.build.removed import read_removed
 
@@ -93,3 +97,19 @@ def test_messages_name_the_setting_and_the_link(
         build(corpus)
     assert main(["corpus", "build", str(corpus), "--set", f"out={corpus}", "--dry-run"]) == 2
     assert "a file, no folder" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_a_run_and_of_a_registered_model(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMSMITH_HOME", str(corpus.parent / "home"))
+    save_random_classifier(corpus.parent / "run/model")
+    with registry.registering("tiny") as partial:
+        save_random_classifier(partial / "model")
+        registry.write_record(partial, Record("tiny", "hf", "model", "", "ab", 3, registry.now()))
+    expected = (corpus.parent / "run/model/tokenizer.json").read_bytes()
+    for name in ("run", "tiny"):
+        settings = [f"out={name}-out", f"shards.tokenizer={name}"]
+        built = build_corpus(str(corpus), set=settings, quiet=True)
+        folder = built.folder / built.record["shards"]
+        assert (folder / "tokenizer/tokenizer.json").read_bytes() == expected
