@@ -71,8 +71,7 @@ def main(
         bands: of MinHash.
         rows: of MinHash.
     """
-    size = corpus.stat().st_size
-    engine = LocalEngine(folder, workers, size)
+    engine = LocalEngine(folder, workers)
     clock = Clock()
     data = engine.read("read", row_parts(corpus), read_rows, "planted")
     clock.part("read")

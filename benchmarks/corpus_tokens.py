@@ -36,7 +36,7 @@ def tokenizer_in(folder: Path, corpus: Path) -> Path:
 
 def shards(corpus: Path, folder: Path, place: Path, workers: int, clock: Clock) -> int:
     """Tokens of the shards that the builder writes from a checkpoint, in the order of a hash."""
-    engine = LocalEngine(folder / "work", workers, corpus.stat().st_size)
+    engine = LocalEngine(folder / "work", workers)
     data = engine.read("read", row_parts(corpus), read_rows, "planted")
     clock.part("read")
     given = TokenizerFolder(place, "tokenizer")

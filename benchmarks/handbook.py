@@ -66,7 +66,7 @@ def minhash_clusters(pages: Sequence[Document], config: MinHashConfig) -> dict[s
     """Page that stays → pages of its cluster, itself among them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        engine = LocalEngine(folder, 1, sum(page.size for page in pages))
+        engine = LocalEngine(folder, 1)
         data = engine.read("read", [list(pages)], _given, "handbook")
         found = find_near_duplicates(engine, data, config, (), 0)
         engine.checkpoint(remove_near_duplicates(engine, data, found), "kept")

@@ -47,9 +47,11 @@ def after(
         step: ``step(engine, data)``.
         chunks: of the documents; also the partitions of a shuffle.
     """
-    engine = LocalEngine(folder, 1, chunks << 25)
+    engine = LocalEngine(folder, 1)
     items = [list(documents[n::chunks]) for n in range(chunks)]
-    data = step(engine, engine.read("read", items, given, str(documents)))
+    read = engine.read("read", items, given, str(documents))
+    engine.partitions = chunks
+    data = step(engine, read)
     kept = engine.checkpoint(data, "kept")
     found = {each.id: each for each in engine.sample(kept, 0, "all", 1.0)}
     files = sorted((folder / "kept").glob("*.removed.parquet"))

@@ -113,3 +113,68 @@ def test_the_tokenizer_of_a_run_and_of_a_registered_model(
         built = build_corpus(str(corpus), set=settings, quiet=True)
         folder = built.folder / built.record["shards"]
         assert (folder / "tokenizer/tokenizer.json").read_bytes() == expected
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(
+    corpus: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is away while the files are read, and unchanged afterwards."""
+    book, away = corpus.parent / "books/07.txt", corpus.parent / "07.txt"
+    make_items = run.make_items
+
+    def moved(*given: Any) -> Any:
+        items = make_items(*given)
+        book.rename(away)
+        return items
+
+    settings = ["sources.books.paths=['books/*']", "deduplicate.exact=false"]
+    for _ in range(2):
+        monkeypatch.setattr(run, "make_items", moved)
+        record = build(corpus, *settings)
+        away.rename(book)
+        assert record["steps"]["read"]["books"]["documents_out"] == 19
+        assert record["steps"]["read"]["books"]["removed.cannot be read"] == 1
+        shards = record["shards"]
+    monkeypatch.setattr(run, "make_items", make_items)
+    record = build(corpus, *settings)
+    assert record["steps"]["read"]["books"]["documents_out"] == 20
+    assert record["shards"] != shards
+    reasons = [row.reason for row in read_removed(Path(record["folder"]) / "removed.parquet")]
+    assert not [reason for reason in reasons if "cannot be read" in reason]
+
+
+def test_a_new_weight_makes_nothing_again(corpus: Path, build: Build) -> None:
+    settings = ["deduplicate.lines.enabled=true"]
+
+    def written() -> dict[str, int]:
+        files = (corpus.parent / "out").rglob("*")
+        return {
+            str(path): path.stat().st_mtime_ns
+            for path in files
+            if path.is_file() and path.suffix in (".parquet", ".npy", ".lookup", ".pairs")
+            if path.name != "removed.parquet"
+        }
+
+    build(corpus, *settings)
+    before = written()
+    record = build(corpus, *settings, "sources.crawl.epochs=2")
+    assert written() == before
+    assert record["mixture"][0]["epochs"] == 2
+    build(corpus, *settings, "sources.crawl.curated=true")
+    after = written()
+    of_reading = {path for path in before if "/work/read/" in path}
+    assert of_reading
+    assert {path: after[path] for path in of_reading} == {path: before[path] for path in of_reading}
+    assert after != before
+
+
+def test_a_chunk_that_was_removed_is_made_again(corpus: Path, build: Build) -> None:
+    build(corpus)
+    chunk = corpus.parent / "out/work/read/000000-0000.parquet"
+    chunk.write_bytes(b"damaged")
+    settings = ["deduplicate.exact=false"]
+    with pytest.raises(UserError, match=r"000000-0000\.parquet: damaged") as caught:
+        build(corpus, *settings)
+    assert "Remove this file" in str(caught.value.fix)
+    chunk.unlink()
+    assert build(corpus, *settings)["steps"]["read"]["books"]["documents_out"] == 20

@@ -30,13 +30,13 @@ from lmsmith.corpus.build.minhash import MinHashConfig, jaccard, shingle_sets, t
 
 
 def reduced(pairs: Iterable[tuple[Any, Any]], combine: Callable[..., Any]) -> list[tuple[Any, Any]]:
-    """A shuffle in memory: each key with its sorted values, in a random order of keys."""
+    """A shuffle in memory: each key with its values in order, the keys in a random order."""
     groups: dict[Any, list[Any]] = {}
     for key, value in pairs:
         groups.setdefault(key, []).append(value)
     keys = list(groups)
     random.Random(len(keys)).shuffle(keys)
-    return [pair for key in keys for pair in combine(key, sorted(groups[key]))]
+    return [pair for key in keys for pair in combine(key, iter(sorted(groups[key])))]
 
 
 def joined(edges: list[tuple[str, str]]) -> dict[str, str]:

@@ -42,7 +42,7 @@ def test_the_match_and_200_characters_on_either_side_are_removed(tmp_path: Path)
     written = QUESTION.upper().replace(" ", "  ")
     text = f"{before}. {written} {after_it}"
     found = built(tmp_path, {"a": text, "b": filler(50)}, grams)
-    assert list(found.texts) == ["a#1", "a#2", "b"]
+    assert list(found.texts) == ["a/piece-1", "a/piece-2", "b"]
     first, second, _ = found.texts.values()
     assert first == text[: len(before) + 2 - 200]
     assert second == text[text.index(written) + len(written) - 1 + 200 :]
@@ -73,8 +73,8 @@ def test_short_pieces_are_dropped_and_documents_in_more_than_ten_pieces(tmp_path
         "short": f"{edge[1:]} {QUESTION}",
     }
     found = built(tmp_path, documents, grams, shortest=201)
-    assert list(found.texts) == sorted(["long#1", *(f"ten#{n}" for n in range(1, 11))])
-    assert len(found.texts["long#1"]) == 201
+    assert list(found.texts) == sorted(["long/piece-1", *(f"ten/piece-{n}" for n in range(1, 11))])
+    assert len(found.texts["long/piece-1"]) == 201
     reasons = {each.id: each.reason for each in found.removed if "overlap" not in each.reason}
     assert reasons == {
         "eleven": "in more than 10 pieces: 11",

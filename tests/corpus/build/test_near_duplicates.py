@@ -80,7 +80,7 @@ def test_a_sample_says_what_was_found(tmp_path: Path, bands: int) -> None:
     documents = corpus()
     config = replace(CONFIG, bands=bands)
     sets = list(shingle_sets([document.text for document in documents], CONFIG.words))
-    engine = LocalEngine(tmp_path, 1, 2 << 25)
+    engine = LocalEngine(tmp_path, 1)
     data = engine.read("read", [documents[::2], documents[1::2]], given, "all")
     removed = find_near_duplicates(engine, data, config, ("books",), 0)
     for count in (len(documents), 40):

@@ -13,7 +13,7 @@ import msgspec
 
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import atomic_file, read_json, write_json
-from lmsmith.corpus.build.document import Document, Removed, Yielded
+from lmsmith.corpus.build.document import Document, Removed, Unread, Yielded
 from lmsmith.runs.stage_folder import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -39,10 +39,14 @@ class Step:
 
 
 class Outcome:
-    """What the steps removed and counted in one task, by step and source."""
+    """What the steps removed and counted in one task, by step and source.
+
+    ``unread`` has the ids of files that another build tries again.
+    """
 
     def __init__(self) -> None:
         self.removed: list[Removed] = []
+        self.unread: list[str] = []
         self.counts: dict[str, dict[str, dict[str, float]]] = {}
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -102,6 +106,8 @@ def _kept(stream: Iterable[Any], step: Step, outcome: Outcome) -> Iterator[Docum
             outcome.removed.append(
                 each if each.step else msgspec.structs.replace(each, step=step.name)
             )
+            if isinstance(each, Unread):
+                outcome.unread.append(each.id)
             reason = each.reason.partition(": ")[0]
             outcome.add(step.name, each.source, f"removed.{reason}", 1)
             outcome.add(step.name, each.source, f"removed_bytes.{reason}", each.size)
@@ -135,12 +141,15 @@ def write_task(
             flush()
     if held:
         flush()
+    of_removed = folder / f"{number:06d}.removed.parquet"
+    of_removed.unlink(missing_ok=True)  # of a task that is run again
     if outcome.removed:
-        write_table(folder / f"{number:06d}.removed.parquet", outcome.removed, _REMOVED)
+        write_table(of_removed, outcome.removed, _REMOVED)
     record = {
         "chunks": chunks,
         "sizes": sizes,
         "removed": len(outcome.removed),
+        "unread": outcome.unread,
         "counts": outcome.counts,
         "seconds": outcome.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -150,7 +159,7 @@ def write_task(
 
 
 def read_record(folder: Path, number: int) -> dict[str, Any] | None:
-    """The record of a task that is done, if its chunks are there."""
+    """The record of a task that is done for good, if its chunks are there."""
     place = folder / f"{number:06d}.json"
     if not place.is_file():
         return None
@@ -159,7 +168,7 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
         whole = all((folder / name).is_file() for name, _, _ in record["chunks"])
     except (UserError, KeyError, TypeError, ValueError):
         return None
-    return record if whole else None
+    return record if whole and not record["unread"] else None
 
 
 def write_documents(path: Path, documents: list[Document]) -> None:

@@ -1,12 +1,15 @@
 """Clusters of near-duplicates: pairs of a bucket, verified by Jaccard, and connected components.
 
-Each function is what a shuffle does with one key and its sorted values: it yields keys and values.
+Each function is what a shuffle does with one key and its values in order, of which it holds only a
+few: it yields keys and values.
 A node is a document's id whose order says which document of a cluster stays: see `node`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,8 @@ FIRST, BEFORE = 3, 3
 LARGE = 1000
 """Members after so many are paired with those just before alone: no node has too many pairs."""
 
-_ASKS, _GIVES = 0, 1
+_GIVES, _ASKS = 0, 1
+"""In this order: the shingles come before those that ask for them."""
 
 
 def node(id: str, curated: bool) -> str:
@@ -33,26 +37,29 @@ def id_of(name: str) -> str:
     return name[1:]
 
 
-def bucket_pairs(members: Sequence[str]) -> Iterator[tuple[str, str]]:
+def bucket_pairs(members: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a bucket's nodes to verify, the smaller first; all in a bucket of up to seven.
 
     Args:
-        members: sorted nodes, perhaps repeated.
+        members: nodes in order, perhaps repeated.
     """
-    unique = list(dict.fromkeys(members))
-    for place, other in enumerate(unique):
-        first = range(min(FIRST, place)) if place < LARGE else range(0)
-        before = {*first, *range(max(0, place - BEFORE), place)}
-        yield from ((unique[one], other) for one in sorted(before))
+    first: list[str] = []
+    before: deque[str] = deque(maxlen=BEFORE)
+    for place, (other, _) in enumerate(groupby(members)):
+        if place < LARGE:
+            yield from ((one, other) for one in first if one not in before)
+        yield from ((one, other) for one in before)
+        before.append(other)
+        if place < FIRST:
+            first.append(other)
 
 
-def ask_shingles(bucket: bytes | str, members: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+def ask_shingles(bucket: bytes | str, members: Iterable[str]) -> Iterator[tuple[str, list[Any]]]:
     """What the pairs of a bucket need: the shingles of either node, for the other."""
     del bucket
-    if len(members) > 1:
-        for one, other in bucket_pairs(members):
-            yield one, [_ASKS, other]
-            yield other, [_ASKS, one]
+    for one, other in bucket_pairs(members):
+        yield one, [_ASKS, other]
+        yield other, [_ASKS, one]
 
 
 def give_shingles(name: str, shingles: Hashes) -> tuple[str, list[Any]]:
@@ -60,16 +67,18 @@ def give_shingles(name: str, shingles: Hashes) -> tuple[str, list[Any]]:
     return name, [_GIVES, shingles.astype("<u8").tobytes()]
 
 
-def send_shingles(name: str, values: Sequence[Sequence[Any]]) -> Iterator[tuple[bytes, list[Any]]]:
+def send_shingles(name: str, values: Iterable[Sequence[Any]]) -> Iterator[tuple[bytes, list[Any]]]:
     """A node's shingles, to each pair that it is in."""
-    given = [value[1] for value in values if value[0] == _GIVES]
-    for other in dict.fromkeys(value[1] for value in values if value[0] == _ASKS):
-        for shingles in given[:1]:
-            yield digest(*sorted((name, other))), [name, shingles]
+    shingles = None
+    for (kind, content), _ in groupby(values):
+        if kind == _GIVES:
+            shingles = content
+        elif shingles is not None:
+            yield digest(*sorted((name, content))), [name, shingles]
 
 
 def verify(
-    pair: bytes, values: Sequence[Sequence[Any]], similarity: float
+    pair: bytes, values: Iterable[Sequence[Any]], similarity: float
 ) -> Iterator[tuple[str, str]]:
     """The edge between two nodes, either way, if their shingles are similar enough."""
     del pair
@@ -79,42 +88,51 @@ def verify(
         yield other, one
 
 
-def large_star(name: str, neighbours: Sequence[str]) -> Iterator[tuple[str, str]]:
+def large_star(name: str, neighbours: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Join the larger neighbours of a node to its smallest (Kiveris et al. 2014, section 3).
 
     Args:
         name: the node.
-        neighbours: all of its neighbours.
+        neighbours: all of its neighbours, in order.
 
     Yields:
         Edges from the larger node to the smaller, for `small_star`.
     """
-    smallest = min(name, *neighbours)
-    yield from ((each, smallest) for each in dict.fromkeys(neighbours) if each > name)
+    smallest = name
+    for each, _ in groupby(neighbours):
+        smallest = min(smallest, each)
+        if each > name:
+            yield each, smallest
 
 
-def small_star(name: str, smaller: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Join a node and its smaller neighbours to the smallest of them.
+def small_star(name: str, smaller: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Join a node and its smaller neighbours, in order, to the smallest of them.
 
     Yields:
         Edges either way, for the next `large_star`. Once no node is `tangled`, each cluster is a
         star around its smallest node.
     """
-    smallest = min(smaller)
-    for each in dict.fromkeys((*smaller, name)):
-        if each != smallest:
-            yield each, smallest
-            yield smallest, each
+    nodes = (each for each, _ in groupby(chain(smaller, [name])))
+    smallest = next(nodes)
+    for each in nodes:
+        yield each, smallest
+        yield smallest, each
 
 
-def tangled(name: str, neighbours: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """One pair if the node's neighbours are not those of a star around its smallest node."""
-    smaller = {each for each in neighbours if each < name}
-    if len(smaller) > 1 or (smaller and max(neighbours) > name):
-        yield "tangled", 1
+def tangled(name: str, neighbours: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """One pair if the node's neighbours are not those of a star around its smallest node.
+
+    The key is one of 256, so that no task has all of these pairs.
+    """
+    smaller = 0
+    for each, _ in groupby(neighbours):
+        if smaller and each != name:  # a second smaller neighbour, or a larger one beside it
+            yield f"{digest(name)[0]:02x}", 1
+            return
+        smaller += each < name
 
 
-def stays(name: str, neighbours: Sequence[str]) -> Iterator[tuple[str, str]]:
+def stays(name: str, neighbours: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Id of a document that is not its cluster's smallest, and the id of the one that stays."""
-    if (smallest := min(neighbours)) < name:
+    if (smallest := next(iter(neighbours))) < name:
         yield id_of(name), id_of(smallest)

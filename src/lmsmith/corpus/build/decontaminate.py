@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Annotated, Any
 
 import msgspec
@@ -30,6 +30,10 @@ CONTEXT = 60
 
 MOST_SHOWN = 300
 """Characters of a long match that the list shows, from its beginning and its end."""
+
+PIECE = "/piece-"
+"""Before the number in a piece's id. No reader's id has it there: what comes before names a file,
+in which there is none; and `#` numbers the documents of a long text."""
 
 _TABLE_BITS = 22
 
@@ -168,9 +172,9 @@ def gram_key(grams: TaskGrams, run: int) -> bytes:
     return int(grams.hashes_g[run]).to_bytes(8, "little")
 
 
-def frequent(gram: bytes, ids: Sequence[str], most: int) -> Iterator[tuple[bytes, int]]:
+def frequent(gram: bytes, ids: Iterable[str], most: int) -> Iterator[tuple[bytes, int]]:
     """A run with its number of documents, if that is more than `most`."""
-    count = len(set(ids))
+    count = sum(1 for _ in groupby(ids))
     if count > most:
         yield gram, count
 
@@ -239,7 +243,7 @@ def _without(
         yield removed(document, "no piece is long enough")
     for number, (start, end) in enumerate(long, start=1):
         piece = document.text[start:end]
-        yield msgspec.structs.replace(document, id=f"{document.id}#{number}", text=piece)
+        yield msgspec.structs.replace(document, id=f"{document.id}{PIECE}{number}", text=piece)
 
 
 def _cut(document: Document, matched: Sequence[Match], grams: TaskGrams, size: int) -> Removed:

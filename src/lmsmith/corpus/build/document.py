@@ -54,6 +54,10 @@ class Removed(msgspec.Struct, frozen=True):
     language: str = ""
 
 
+class Unread(Removed, frozen=True):
+    """A file that the system could not read: the next build tries it again."""
+
+
 class Count(msgspec.Struct, frozen=True):
     """A figure of a step that is added up over all documents of a source."""
 

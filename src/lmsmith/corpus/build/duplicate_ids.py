@@ -6,7 +6,7 @@ The builder makes each document's id from its source, file and place, so it keep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lmsmith.corpus.build.document import Document, digest
@@ -14,6 +14,9 @@ from lmsmith.corpus.build.engine import Data, Engine, Key, Pair, Value
 
 _LATER_PIECE = re.compile(r"#\d+$")
 """Ends the ids of all but the first document of a long text."""
+
+_SHARE = 2
+"""Characters before the source in the key of a share of it."""
 
 
 def find_duplicate_ids(engine: Engine, data: Data) -> dict[str, dict[str, Any]]:
@@ -24,12 +27,12 @@ def find_duplicate_ids(engine: Engine, data: Data) -> dict[str, dict[str, Any]]:
     """
     named = engine.pairs(data, "ids-named", named_documents)
     again = engine.reduce(named, "ids-again", all_but_one)
-    return {
-        str(source): {"documents": documents, "example": example}
-        for source, [documents, example] in engine.collect(
-            engine.reduce(again, "ids-counted", counted)
-        )
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for key, [documents, example] in engine.collect(engine.reduce(again, "ids-counted", counted)):
+        about = found.setdefault(str(key)[_SHARE:], {"documents": 0, "example": example})
+        about["documents"] += documents
+        about["example"] = min(about["example"], example)
+    return found
 
 
 def duplicate_id_warnings(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -47,12 +50,21 @@ def named_documents(documents: Iterable[Document], _broadcast: Any) -> Iterator[
             yield digest(each.source, each.name), [each.source, each.name]
 
 
-def all_but_one(_key: Key, values: Sequence[Value]) -> Iterable[Pair]:
-    """(source, [documents that are too many, the id]) of an id that comes more than once."""
-    source, name = values[0]
-    return [(source, [len(values) - 1, name])] if len(values) > 1 else []
+def all_but_one(key: bytes, values: Iterable[Value]) -> Iterator[Pair]:
+    """(a share of a source, [documents that are too many, the id]) of an id that comes again.
+
+    A source has 256 shares, so that its ids are counted by many tasks.
+    """
+    others = iter(values)
+    source, name = next(others)
+    if count := sum(1 for _ in others):
+        yield f"{key[0]:0{_SHARE}x}{source}", [count, name]
 
 
-def counted(source: Key, values: Sequence[Value]) -> Iterable[Pair]:
-    """(source, [documents that are too many, the smallest id of these])."""
-    return [(source, [sum(count for count, _ in values), min(name for _, name in values)])]
+def counted(share: Key, values: Iterable[Value]) -> Iterator[Pair]:
+    """(a share of a source, [documents that are too many, the smallest id of these])."""
+    others = iter(values)
+    total, least = next(others)
+    for count, name in others:
+        total, least = total + count, min(least, name)
+    yield share, [total, least]

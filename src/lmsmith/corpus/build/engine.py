@@ -22,7 +22,7 @@ from lmsmith.core.files import fingerprint
 from lmsmith.core.version import VERSION
 from lmsmith.corpus.build.document import Document, Removed, Yielded
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the code makes something else from the same settings and files."""
 
 Key: TypeAlias = bytes | str
@@ -36,8 +36,9 @@ Mapper: TypeAlias = Callable[[Iterable[Document], Any], Iterator[Yielded]]
 """``function(documents of a chunk, broadcast)``: documents go on, the rest is recorded."""
 
 Emitter: TypeAlias = Callable[[Iterable[Document], Any], Iterator[Pair]]
-Combiner: TypeAlias = Callable[[Any, list[Value]], Iterable[Pair]]
-"""``combine(key, all values of the key, sorted)``; a step knows which kind of `Key` it made."""
+Combiner: TypeAlias = Callable[[Any, Iterable[Value]], Iterable[Pair]]
+"""``combine(key, all values of the key, in order)``; a step knows which kind of `Key` it made.
+The values come one by one and may be more than fit the memory."""
 
 ShardWriter: TypeAlias = Callable[[Sequence[Document], Path, Any], dict[str, Any]]
 """``write(documents in order, an empty folder, broadcast)`` → a record of what it wrote."""
@@ -86,7 +87,7 @@ class Engine(Protocol):
         """The pairs of several as one, for a `reduce` over all of them (a join by key)."""
 
     def reduce(self, pairs: Pairs, name: str, combine: Combiner) -> Pairs:
-        """Group by key; the values of one key must fit the memory."""
+        """Group by key; a key may have any number of values."""
 
     def lookup(self, pairs: Pairs, name: str) -> Lookup:
         """The pairs as a `Lookup`; of several values of a key the smallest counts."""

@@ -16,14 +16,14 @@ def make_engine(recipe: CorpusRecipe, folder: Path, input_bytes: int, progress: 
 
     Args:
         folder: of its results.
-        input_bytes: of all files that are read.
+        input_bytes: about those of the text of all files.
 
     Raises:
         UserError: Spark is not installed, or does not start.
     """
     workers = recipe.workers or available_cores()
     if recipe.engine == "local":
-        return LocalEngine(folder, workers, input_bytes, progress)
+        return LocalEngine(folder, workers, progress)
     from lmsmith.corpus.build.spark import SparkEngine
 
     return SparkEngine(folder, recipe.spark, workers, input_bytes, progress)

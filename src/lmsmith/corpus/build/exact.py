@@ -27,10 +27,11 @@ def text_keys(documents: Iterable[Document], curated: tuple[str, ...]) -> Iterat
         yield digest(each.text), [int(each.source not in curated), each.id]
 
 
-def all_but_first(_key: Key, values: list[Value]) -> Iterable[Pair]:
+def all_but_first(_key: Key, values: Iterable[Value]) -> Iterator[Pair]:
     """(id of a double, id of the one that stays)."""
-    (_, first), *others = values
-    return [(id, first) for _, id in others]
+    others = iter(values)
+    _, first = next(others)
+    yield from ((id, first) for _, id in others)
 
 
 def without_doubles(documents: Iterable[Document], doubles: Any) -> Iterator[Yielded]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -62,14 +63,14 @@ def part_keys(
                 yield digest(essence), [rank, document.id, number]
 
 
-def later_ones(_key: Key, values: list[Value], copies: int) -> Iterable[Pair]:
+def later_ones(_key: Key, values: Iterable[Value], copies: int) -> Iterator[Pair]:
     """(id, number) of each part but the first ones."""
-    return [(id, number) for _, id, number in values[copies:]]
+    return ((id, number) for _, id, number in islice(values, copies, None))
 
 
-def all_numbers(id: Key, numbers: list[Value]) -> Iterable[Pair]:
+def all_numbers(id: Key, numbers: Iterable[Value]) -> Iterable[Pair]:
     """(id, the numbers of its parts that go)."""
-    return [(id, numbers)]
+    return [(id, list(numbers))]
 
 
 def without_parts(

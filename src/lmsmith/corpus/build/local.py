@@ -106,15 +106,15 @@ class LocalEngine(Recorded):
     Args:
         folder: of the results; nothing else is written to.
         workers: processes; 1 works in this one.
-        input_bytes: of all files that are read: decides the number of partitions.
         progress: shows what is done.
+
+    Attributes:
+        partitions: of pairs, by the bytes of the text that was read; they change no result.
     """
 
-    def __init__(
-        self, folder: Path, workers: int, input_bytes: int, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, folder: Path, workers: int, progress: Progress | None = None) -> None:
         self.folder, self.progress = folder, progress or Progress()
-        self.partitions = max(1, min(MOST_PARTITIONS, -(-input_bytes // BYTES_OF_PARTITION)))
+        self.partitions = 1
         self._pool = Pool(workers)
         self._remove_broadcasts()  # of a build that was killed
         self.seconds: dict[str, float] = _seconds_in(folder)
@@ -137,7 +137,11 @@ class LocalEngine(Recorded):
         key = key_of(key, function)
         tasks = [(self.folder / name, n, item, function) for n, item in enumerate(items)]
         sizes = [getattr(item, "size", 1) for item in items]
-        return self._documents(self.folder / name, key, read_task, tasks, sizes)
+        data = self._documents(self.folder / name, key, read_task, tasks, sizes)
+        self.partitions = max(
+            1, min(MOST_PARTITIONS, -(-self.bytes_of(data) // BYTES_OF_PARTITION))
+        )
+        return data
 
     def map(self, data: LocalData, name: str, function: Mapper, broadcast: Any = None) -> LocalData:
         key = key_of(data.key, name, function, broadcast)
@@ -192,7 +196,7 @@ class LocalEngine(Recorded):
         found: list[Document] = []
         for _, documents in self._pool.run(sample_task, tasks):
             found += documents
-        return sorted(found, key=_order)
+        return sorted(found, key=document_order)
 
     def arrange(
         self,
@@ -236,16 +240,21 @@ class LocalEngine(Recorded):
         sizes: Sequence[int],
     ) -> LocalData:
         """Run tasks that write chunks, and gather their records."""
-        if not is_done(folder, key):
+        if not is_done(folder, key) or not _is_whole(folder):
             self._begin(folder, key)
-            todo = [task for task in tasks if read_record(folder, task[1]) is None]
-            left = {task[1] for task in todo}
-            before = sum(size for n, size in enumerate(sizes) if n not in left)
-            self._run(folder.name, function, todo, [sizes[task[1]] for task in todo], before)
-            records = [read_record(folder, task[1]) for task in tasks]
-            write_json(folder / DONE_FILE, gathered([each for each in records if each]))
+            (folder / DONE_FILE).unlink(missing_ok=True)
+            found = {task[1]: read_record(folder, task[1]) for task in tasks}
+            todo = [task for task in tasks if found[task[1]] is None]
+            before = sum(size for n, size in enumerate(sizes) if found[n] is not None)
+            for number, record in self._run(
+                folder.name, function, todo, [sizes[task[1]] for task in todo], before
+            ):
+                found[todo[number][1]] = record
+            write_json(folder / DONE_FILE, gathered([each for each in found.values() if each]))
         record = msgspec.json.decode((folder / DONE_FILE).read_bytes())
         chunks = [Chunk(folder / path, count, size) for path, count, size in record["chunks"]]
+        if record["unread"]:  # what comes of it is made again when these files are read
+            key = key_of(key, record["unread"])
         return LocalData(key, tuple(chunks), (), folder)
 
     def _files(
@@ -275,17 +284,21 @@ class LocalEngine(Recorded):
         tasks: Sequence[tuple[Any, ...]],
         sizes: Sequence[int],
         before: int,
-    ) -> None:
+    ) -> list[tuple[int, Any]]:
+        """The places and results of the tasks."""
         started = time.monotonic()
         in_bytes = sum(sizes) > len(tasks)
         scale, unit = (1 << 20, "MiB") if in_bytes else (1, "parts")
         self.progress.begin(name, -(-(before + sum(sizes)) // scale), unit, before // scale)
-        for place, _ in self._pool.run(function, tasks):
+        results = []
+        for place, result in self._pool.run(function, tasks):
+            results.append((place, result))
             before += sizes[place]
             self.progress.update(-(-before // scale))
         self.progress.end()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
         write_json(self.folder / SECONDS_FILE, self.seconds)
+        return results
 
     def _begin(self, folder: Path, key: str) -> None:
         if key_in(folder) != key:
@@ -332,17 +345,19 @@ def _ready(steps: Iterable[Step]) -> list[Step]:
     return [replace(step, broadcast=_given(step.broadcast)) for step in steps]
 
 
-def read_task(folder: Path, number: int, item: Any, function: Mapper) -> None:
-    """The documents of one item."""
+def read_task(folder: Path, number: int, item: Any, function: Mapper) -> dict[str, Any]:
+    """The documents of one item; returns the task's record."""
     outcome = Outcome()
     documents = run_steps([item], [Step(folder.name, function)], outcome)
-    write_task(folder, number, documents, outcome)
+    return write_task(folder, number, documents, outcome)
 
 
-def map_task(folder: Path, number: int, chunk: Path, steps: Sequence[Step]) -> None:
-    """One chunk through all steps that wait."""
+def map_task(folder: Path, number: int, chunk: Path, steps: Sequence[Step]) -> dict[str, Any]:
+    """One chunk through all steps that wait; returns the task's record."""
     outcome = Outcome()
-    write_task(folder, number, run_steps(read_documents(chunk), _ready(steps), outcome), outcome)
+    return write_task(
+        folder, number, run_steps(read_documents(chunk), _ready(steps), outcome), outcome
+    )
 
 
 def pairs_task(
@@ -398,19 +413,27 @@ def shard_task(
 ) -> None:
     """The folder of one part, and its record beside it."""
     found = [each for file in files for each in read_spill(file, number)]
-    documents = sorted(msgspec.convert(found, list[Document]), key=_order)
+    documents = sorted(msgspec.convert(found, list[Document]), key=document_order)
     with atomic_folder(place) as partial:
         record = write(documents, partial, _given(broadcast))
     write_part_record(place, source, part, record)
 
 
-def _order(document: Document) -> tuple[bytes, str]:
-    return digest(document.id), document.id
+def document_order(document: Document) -> tuple[bytes, str, str]:
+    """Equal ids, which no reader should make, are told apart by the text."""
+    return digest(document.id), document.id, document.text
 
 
 def _lookup_size(path: Path) -> int:
     with path.open("rb") as file:
         return int.from_bytes(file.read(8), "little")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a result that is done has all its chunks, and no file is to be tried again."""
+    record: Any = read_json(folder / DONE_FILE)
+    chunks = all((folder / name).is_file() for name, _, _ in record["chunks"])
+    return chunks and not record["unread"]
 
 
 def _seconds_in(folder: Path) -> dict[str, float]:
@@ -439,6 +462,7 @@ def gathered(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "chunks": [chunk for record in records for chunk in record["chunks"]],
         "sizes": sizes,
         "removed": sum(record["removed"] for record in records),
+        "unread": sorted(id for record in records for id in record["unread"]),
         "counts": {
             step: {source: dict(sorted(counts.items())) for source, counts in sorted(found.items())}
             for step, found in outcome.counts.items()

@@ -132,6 +132,9 @@ def sample_neighbours(
                     yield index.ids[query], [int(same), int(this)]
 
 
-def neighbours(id: str, values: Sequence[Value]) -> Iterable[Pair]:
+def neighbours(id: str, values: Iterable[Value]) -> Iterable[Pair]:
     """(sampled id, [duplicates, those of its cluster, those that stay for it])."""
-    return [(id, [len(values), sum(same for same, _ in values), sum(this for _, this in values)])]
+    sums = [0, 0, 0]
+    for same, this in values:
+        sums = [sums[0] + 1, sums[1] + same, sums[2] + this]
+    return [(id, sums)]

@@ -30,6 +30,10 @@ class Recorded:
         found = self.record(data)["sizes"]
         return {source: (count, size) for source, (count, size) in found.items()}
 
+    def bytes_of(self, data: Any) -> int:
+        """Bytes of text of a checkpoint."""
+        return sum(size for _, size in self.sizes(data).values())
+
 
 def is_done(folder: Path, key: str) -> bool:
     """Whether the folder holds the whole result of a key."""

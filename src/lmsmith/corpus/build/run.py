@@ -237,7 +237,7 @@ def build_corpus(
         items = make_items(recipe, files, problems)
         states = [[file.id, file.state, file.source] for file in files]
         key = key_of(states, [problem.id for problem in problems])
-        size = sum(item.size for item in items)
+        size = sum(item.text_bytes for item in items)
         engine = make_engine(recipe, work, size, progress)
         stack.callback(engine.close)
         build = _Build(

@@ -22,9 +22,9 @@ from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import atomic_file, atomic_folder, read_json, write_json
 from lmsmith.core.progress import Progress
 from lmsmith.corpus.build.chunks import Step
-from lmsmith.corpus.build.document import Document, Removed, digest
+from lmsmith.corpus.build.document import Document, Removed
 from lmsmith.corpus.build.engine import Combiner, Emitter, Mapper, Pair, ShardWriter, key_of
-from lmsmith.corpus.build.local import BYTES_OF_PARTITION, gathered
+from lmsmith.corpus.build.local import BYTES_OF_PARTITION, document_order, gathered
 from lmsmith.corpus.build.results import (
     DONE_FILE,
     NumberedParts,
@@ -83,8 +83,11 @@ class SparkEngine(Recorded):
         folder: of the results on this machine.
         config: which cluster, and its settings.
         workers: processes, where this machine is the cluster.
-        input_bytes: of all files that are read: decides the number of partitions.
+        input_bytes: about those of the text of all files: decides how what is read is divided.
         progress: shows what is done.
+
+    Attributes:
+        partitions: of pairs, by the bytes of the text that was read; they change no result.
 
     Raises:
         UserError: PySpark or Java is missing, the cluster does not answer, or its machines do not
@@ -107,9 +110,9 @@ class SparkEngine(Recorded):
         self._context = self._session.sparkContext
         self._actions = Actions(self._session, progress or Progress())
         self._work = config.work.rstrip("/")
-        least = max(input_bytes // BYTES_OF_PARTITION, self._context.defaultParallelism)
-        self.partitions = min(spark_tasks.BUCKETS, 1 << (least - 1).bit_length())
+        self.partitions = self._partitions_for(input_bytes)
         self._shipped: set[str] = set()
+        self._written: set[str] = set()
         if not is_alone(self._context.master):
             self._check_shared()
 
@@ -118,6 +121,11 @@ class SparkEngine(Recorded):
         if self._started:
             with contextlib.suppress(Exception):  # a signal may have ended Java already
                 self._session.stop()
+
+    def _partitions_for(self, size: int) -> int:
+        """A power of two: at least one a core."""
+        least = max(size // BYTES_OF_PARTITION, self._context.defaultParallelism)
+        return min(int(self._tasks.BUCKETS), 1 << int(least - 1).bit_length())
 
     def about(self) -> dict[str, Any]:
         """The cluster, and the tasks of each stage of what was run."""
@@ -139,7 +147,9 @@ class SparkEngine(Recorded):
             found = numbers.mapInArrow(read, self._tasks.OTHER)
             return found.repartition(self.partitions, "id")
 
-        return self._documents(name, key, rows)
+        data = self._documents(name, key, rows)
+        self.partitions = self._partitions_for(self.bytes_of(data))
+        return data
 
     def map(self, data: SparkData, name: str, function: Mapper, broadcast: Any = None) -> SparkData:
         key = key_of(data.key, name, function, broadcast)
@@ -215,7 +225,7 @@ class SparkEngine(Recorded):
 
         table = self._actions.run(f"sample-{step}", found)
         documents = self._tasks.documents_in(iter(table.to_batches()))
-        return sorted(documents, key=lambda each: (digest(each.id), each.id))
+        return sorted(documents, key=document_order)
 
     def arrange(
         self,
@@ -234,7 +244,7 @@ class SparkEngine(Recorded):
                 self._rows(data)
                 .mapInArrow(order, self._tasks.ORDERED)
                 .repartitionById(sum(parts.values()), "number")
-                .sortWithinPartitions("number", "hashed", "id")
+                .sortWithinPartitions("number", "hashed", "id", "text")
             )
             return ordered.mapInArrow(files, self._tasks.FILES)
 
@@ -278,6 +288,12 @@ class SparkEngine(Recorded):
             records = self._actions.run(f"{name}-records", found, counted=False)
             record = gathered([self._tasks.record_in(each.other) for each in records])
             write_json(folder / DONE_FILE, record)
+        if unread := self.record(SparkData(key, table, (), folder))["unread"]:
+            if table not in self._written:  # of an earlier build: these files are tried again
+                (folder / DONE_FILE).unlink()
+                self._remove(table)
+                return self._documents(name, key, rows)
+            key = key_of(key, unread)
         return SparkData(key, table, (), folder)
 
     def _table(self, name: str, key: str, rows: Callable[[], Any]) -> str:
@@ -290,6 +306,7 @@ class SparkEngine(Recorded):
         system, whole = self._path(f"{table}/_SUCCESS")
         if not system.exists(whole):
             self._actions.run(name, lambda: rows().write.mode("overwrite").parquet(table))
+            self._written.add(table)
         return table
 
     def _address(self, name: str, key: str) -> str:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from lmsmith.corpus.build.chunks import Outcome, Step, run_steps
 from lmsmith.corpus.build.document import Document, Removed, digest, point
 from lmsmith.corpus.build.engine import Combiner, Emitter, Mapper, Pair, ShardWriter
+from lmsmith.corpus.build.sorted_runs import in_order
 from lmsmith.corpus.build.spill import arranged_by, partition_of, write_lookup
 from lmsmith.runs.stage_folder import peak_memory_bytes
 
@@ -164,6 +165,7 @@ def _outcome(stream: Iterable[Any], steps: Sequence[Step]) -> Batches:
             "chunks": [],
             "sizes": sizes,
             "removed": removed,
+            "unread": outcome.unread,
             "counts": outcome.counts,
             "seconds": outcome.seconds,
             "peak_memory_bytes": peak_memory_bytes(),
@@ -237,7 +239,7 @@ def reduce_rows(batches: Batches, combine: Combiner) -> Batches:
 
     def grouped() -> Iterator[Pair]:
         for key, group in groupby(pairs_in(batches), key=itemgetter(0)):
-            yield from combine(key, sorted(value for _, value in group))
+            yield from combine(key, in_order(value for _, value in group))
 
     return _pair_batches(grouped())
 
@@ -250,12 +252,18 @@ def lookup_rows(batches: Batches, partitions: int) -> Batches:
             by_number = groupby(_numbered(batches, partitions), key=itemgetter(0))
             for number, group in by_number:
                 path = Path(folder) / f"{number:06d}.lookup"
-                size = write_lookup(path, sorted(pair for _, pair in group))
+                size = write_lookup(path, _smallest(pair for _, pair in group))
                 yield from _file_rows(number, path)
                 yield (number, "", 0, msgspec.json.encode(size)), 0
                 path.unlink()
 
     return _FILES.batches(files())
+
+
+def _smallest(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Each key with its smallest value; equal keys stand together."""
+    for key, group in groupby(pairs, key=itemgetter(0)):
+        yield key, min(value for _, value in group)
 
 
 def _numbered(batches: Batches, partitions: int) -> Iterator[tuple[int, Pair]]:

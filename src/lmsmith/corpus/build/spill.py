@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -18,6 +18,14 @@ from lmsmith.core.errors import needs_extra
 from lmsmith.core.files import atomic_file
 from lmsmith.corpus.build.document import Document, digest
 from lmsmith.corpus.build.engine import Combiner, Key, Pair, Value
+from lmsmith.corpus.build.sorted_runs import (
+    Load,
+    Place,
+    loads,
+    merged,
+    portions,
+    write_run,
+)
 
 _TAIL = struct.Struct("<Q")
 _PLACE = struct.Struct("<QI")
@@ -42,9 +50,7 @@ def write_spill(path: Path, parts: Mapping[int, list[Any]]) -> None:
             content = packer.compress(_encode(parts[number]))
             index[number] = (file.tell(), len(content))
             file.write(content)
-        place = file.tell()
-        file.write(_encode(index))
-        file.write(_TAIL.pack(place))
+        _write_index(file, index)
 
 
 def read_spill(path: Path, number: int) -> list[Any]:
@@ -52,10 +58,7 @@ def read_spill(path: Path, number: int) -> list[Any]:
     with needs_extra("corpus"):
         import zstandard
     with path.open("rb") as file:
-        file.seek(-_TAIL.size, 2)
-        (place,) = _TAIL.unpack(file.read())
-        file.seek(place)
-        index = _decode(file.read()[: -_TAIL.size])
+        index = _read_index(file)
         if number not in index:
             return []
         start, size = index[number]
@@ -65,40 +68,67 @@ def read_spill(path: Path, number: int) -> list[Any]:
     return found
 
 
+def _write_index(file: IO[bytes], index: Mapping[int, Any]) -> None:
+    place = file.tell()
+    file.write(_encode(index))
+    file.write(_TAIL.pack(place))
+
+
+def _read_index(file: IO[bytes]) -> dict[int, Any]:
+    file.seek(-_TAIL.size, 2)
+    (place,) = _TAIL.unpack(file.read())
+    file.seek(place)
+    found: dict[int, Any] = _decode(file.read()[: -_TAIL.size])
+    return found
+
+
 def spill_pairs(path: Path, pairs: Iterable[Pair], partitions: int) -> None:
-    """Write pairs by the hash of their keys."""
-    parts: dict[int, list[Any]] = defaultdict(list)
-    for key, value in pairs:
-        parts[partition_of(digest(key), partitions)].append((key, value))
-    write_spill(path, parts)
+    """Write pairs by the hash of their keys, in sorted runs."""
+    index: dict[int, list[list[Place]]] = {}
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        for portion in portions(pairs):
+            parts: dict[int, list[Any]] = defaultdict(list)
+            for pair in portion:
+                parts[partition_of(digest(pair[0]), partitions)].append(pair)
+            for number in sorted(parts):
+                index.setdefault(number, []).append(write_run(file, sorted(parts[number])))
+        _write_index(file, index)
 
 
-def read_pairs(paths: Iterable[Path], number: int) -> list[Pair]:
-    """All pairs of one partition, sorted by key and value.
+def read_pairs(paths: Iterable[Path], number: int) -> Iterator[Pair]:
+    """All pairs of one partition in the order of keys and values; few of them are in memory.
 
     A key is bytes or text throughout one set of pairs.
     """
-    found: list[Pair] = []
+    runs: list[list[Load]] = []
     for path in paths:
-        found += map(tuple, read_spill(path, number))
-    found.sort()
-    return found
+        with path.open("rb") as file:
+            index = _read_index(file)
+        runs += [loads(path, places) for places in index.get(number, ())]
+    return merged(runs)
 
 
 def combined(pairs: Iterable[Pair], combine: Combiner) -> Iterator[Pair]:
     """The pairs that ``combine`` makes of each key's values; ``pairs`` are sorted."""
     for key, group in groupby(pairs, key=itemgetter(0)):
-        yield from combine(key, [value for _, value in group])
+        yield from combine(key, (value for _, value in group))
 
 
-def write_lookup(path: Path, pairs: list[Pair]) -> int:
-    """Write one partition of a lookup; returns the number of keys."""
-    found: dict[bytes, Value] = {}
-    for key, value in pairs:  # sorted: the first value of a key is the smallest
-        found.setdefault(digest(key), value)
+def write_lookup(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write one partition of a lookup; returns the number of keys.
+
+    Args:
+        pairs: the first of a key's values counts.
+    """
+    found: dict[bytes, bytes] = {}
+    before: Key | None = None
+    for key, value in pairs:
+        if key != before:
+            found.setdefault(digest(key), _encode(value))
+            before = key
     values, places, start = [], [], 0
     for hashed in sorted(found):
-        content = _encode(found[hashed])
+        content = found[hashed]
         values.append(content)
         places.append(hashed + _PLACE.pack(start, len(content)))
         start += len(content)

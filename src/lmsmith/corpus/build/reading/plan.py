@@ -46,6 +46,9 @@ FORMATS: Mapping[str, str] = {
 
 PACKED = (".gz", ".zst")
 
+UNPACKED_TIMES = 5
+"""How much larger the text of a packed file or of Parquet often is."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -79,6 +82,11 @@ class Item:
     def size(self) -> int:
         """Bytes of the files."""
         return sum(part.size for part in self.parts)
+
+    @property
+    def text_bytes(self) -> int:
+        """About the bytes of their text, before it is known."""
+        return sum(part.size * (UNPACKED_TIMES if _is_packed(part) else 1) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -289,6 +297,10 @@ def make_items(recipe: CorpusRecipe, files: list[Found], problems: list[Removed]
     if held or problems:
         items.append(Item(tuple(held), tuple(problems)))
     return items
+
+
+def _is_packed(part: Part) -> bool:
+    return part.format == "parquet" or part.place.lower().endswith(PACKED)
 
 
 def _divisible(place: str) -> bool:

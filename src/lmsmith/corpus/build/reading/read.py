@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import is_remote
 from lmsmith.core.text import encodable
-from lmsmith.corpus.build.document import Count, Document, Removed, Yielded
+from lmsmith.corpus.build.document import Count, Document, Removed, Unread, Yielded
 from lmsmith.corpus.build.reading.html import read_html_file
 from lmsmith.corpus.build.reading.mail import read_mail
 from lmsmith.corpus.build.reading.opening import Limits, Unreadable, beginning, open_file
@@ -48,8 +50,12 @@ def read_items(
 
 
 def reader(recipe: CorpusRecipe) -> partial[Iterator[Yielded]]:
-    """`read_items` for the sources of a recipe."""
-    return partial(read_items, sources=recipe.sources, config=recipe.read)
+    """`read_items` for the sources of a recipe, with what decides how they are read alone."""
+    sources = {
+        name: replace(source, paths=(), weight=None, epochs=None, curated=False)
+        for name, source in recipe.sources.items()
+    }
+    return partial(read_items, sources=sources, config=recipe.read)
 
 
 def read_part(part: Part, source: SourceConfig, config: ReadConfig) -> Iterator[Yielded]:
@@ -65,12 +71,22 @@ def read_part(part: Part, source: SourceConfig, config: ReadConfig) -> Iterator[
             for number, *rest in rows:
                 yield from _of_row(part, f"{part.id}:{number}", rest, limits)
     except Unreadable as error:
-        yield Removed(part.id, part.source, "", encodable(str(error)))
+        record = Unread if _may_pass(part, error) else Removed
+        yield record(part.id, part.source, "", encodable(str(error)))
     except UserError:  # a package that is not installed
         raise
     except Exception as error:  # a parser that a file breaks in a way of its own
+        record = Unread if _may_pass(part, error) else Removed
         reason = f"it breaks its reader: {type(error).__name__}: {error}"[:200]
-        yield Removed(part.id, part.source, "", encodable(reason))
+        yield record(part.id, part.source, "", encodable(reason))
+
+
+def _may_pass(part: Part, error: Exception) -> bool:
+    """Whether the system or a storage failed, rather than what the file holds."""
+    cause = error.__cause__ if isinstance(error, Unreadable) else error
+    if isinstance(cause, OSError):
+        return cause.errno is not None or str(error).startswith("cannot be read")
+    return cause is error and is_remote(part.place)  # each storage's package has errors of its own
 
 
 def sniffed(begin: bytes) -> str:
