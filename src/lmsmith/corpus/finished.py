@@ -11,7 +11,6 @@ from lmsmith.core.files import missing, read_json, sha256_file
 
 CORPUS_FILE = "corpus.json"
 VALIDATION_FILE = "validation.jsonl"
-REMOVED_FILE = "removed.parquet"
 BUILD_FILE = "build.json"
 """Times, memory and machine of a build: what is not the same in another build."""
 TOKENIZER_FOLDER = "tokenizer"
@@ -59,6 +58,11 @@ class FinishedCorpus:
     def validation(self) -> Path:
         """The held-out documents."""
         return self.folder / VALIDATION_FILE
+
+    @property
+    def removed(self) -> Path:
+        """What the steps removed."""
+        return self.folder.parent / str(self.record.get("removed", "removed.parquet"))
 
     @property
     def tokenizer(self) -> Path:

@@ -19,7 +19,8 @@ from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build import run
-from lmsmith.corpus.build.removed import read_removed
+from lmsmith.corpus.build.removed import all_removed
+from lmsmith.corpus.finished import FinishedCorpus
 
 Build = Callable[..., dict[str, Any]]
 
@@ -59,7 +60,7 @@ def test_a_zstd_file_that_is_cut_off_is_counted(corpus: Path, build: Build) -> N
         zstandard.compress(b"The first frame, ") + zstandard.compress(b"and the second.")
     )
     record = build(corpus, "sources.books.paths=['books/*']")
-    removed = read_removed(Path(record["folder"]) / "removed.parquet")
+    removed = all_removed(FinishedCorpus.load(Path(record["folder"])))
     reasons = {row.id: row.reason for row in removed if row.id.endswith(".zst")}
     assert list(reasons) == ["books/books/cut.txt.zst"]
     assert "cut off" in reasons["books/books/cut.txt.zst"]
@@ -139,7 +140,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     record = build(corpus, *settings)
     assert record["steps"]["read"]["books"]["documents_out"] == 20
     assert record["shards"] != shards
-    reasons = [row.reason for row in read_removed(Path(record["folder"]) / "removed.parquet")]
+    reasons = [row.reason for row in all_removed(FinishedCorpus.load(Path(record["folder"])))]
     assert not [reason for reason in reasons if "cannot be read" in reason]
 
 
@@ -152,7 +153,7 @@ def test_a_new_weight_makes_nothing_again(corpus: Path, build: Build) -> None:
             str(path): path.stat().st_mtime_ns
             for path in files
             if path.is_file() and path.suffix in (".parquet", ".npy", ".lookup", ".pairs")
-            if path.name != "removed.parquet"
+            if not path.name.startswith("removed")
         }
 
     build(corpus, *settings)

@@ -9,15 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from built_corpus import after
 from corpus.build.conftest import Build, content
-from lmsmith.core.errors import UserError
+from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.corpus.build import worker
+from lmsmith.corpus.build.document import Document
+from lmsmith.corpus.build.engine import Data, Pair
+from lmsmith.corpus.build.local import LocalEngine
 from lmsmith.corpus.build.worker import Pool
 from lmsmith.corpus.finished import FinishedCorpus
+from lmsmith.runs.signals import StopSignal
 
 COMMAND = [sys.executable, "-m", "lmsmith", "corpus", "build"]
 
@@ -82,6 +88,43 @@ def test_the_error_of_a_worker_arrives_as_it_is() -> None:
     assert caught.value.errno == errno.ENOSPC
     pool.close()
     assert worker.Pool(1).workers == 1
+
+
+def interrupting(documents: Iterable[Document], _none: None) -> Iterator[Document]:
+    """A step in whose middle somebody presses Ctrl-C."""
+    for each in documents:
+        if each.id == "5":
+            os.kill(os.getpid(), signal.SIGINT)
+        seen.append(each.id)
+        yield each
+
+
+def keys(documents: Iterable[Document], _none: None) -> Iterator[Pair]:
+    for each in interrupting(documents, None):
+        for number in range(100):
+            yield f"{each.id} {number}", 1
+
+
+seen: list[str] = []
+
+
+def test_one_worker_stops_in_the_middle_of_a_chunk(tmp_path: Path) -> None:
+    documents = [Document(str(n), "s", f"text {n}") for n in range(40)]
+
+    def mapped(engine: LocalEngine, data: Data) -> Data:
+        return engine.map(data, "interrupting", interrupting)
+
+    def paired(engine: LocalEngine, data: Data) -> Data:
+        engine.pairs(data, "keys", keys)
+        return data
+
+    for number, step in enumerate((mapped, paired)):
+        seen.clear()
+        with StopSignal(), pytest.raises(Interrupted):
+            after(tmp_path / str(number), documents, step, 1)
+        assert 5 < len(seen) <= 7
+    documents = [each for each in documents if each.id != "5"]
+    assert len(after(tmp_path / "2", documents, mapped, 1).texts) == 39
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_corpus(corpus: Path, build: Build) -> None:

@@ -16,6 +16,7 @@ from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build.recipe import load_corpus_recipe
+from lmsmith.corpus.finished import FinishedCorpus
 from lmsmith.evaluation.harmful_text import fine_tuned_scorer
 
 RECIPE = """
@@ -84,7 +85,7 @@ def test_examples_train_a_classifier(recipe: Path) -> None:
     kept = scores(recipe.parent / "out")
     assert sorted(kept) == [f"{n:02d}.txt" for n in range(30) if n % 3]
     assert max(kept.values()) < 0.5
-    removed = pq.read_table(recipe.parent / "out/removed.parquet").to_pylist()
+    removed = pq.read_table(FinishedCorpus.load(recipe.parent / "out").removed).to_pylist()
     assert {row["step"] for row in removed} == {"harmful-score"}
     assert all(row["reason"].startswith("harmful: score 0.") for row in removed)
     build(recipe, *EXAMPLES, "workers=2", "out=other")

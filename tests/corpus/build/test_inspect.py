@@ -18,7 +18,7 @@ import lmsmith
 from lmsmith.cli import main
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.build.document import text_hash
-from lmsmith.corpus.finished import REMOVED_FILE
+from lmsmith.corpus.finished import FinishedCorpus
 from lmsmith.corpus.inspect import search as search_module
 from lmsmith.corpus.inspect.documents import CorpusDocuments
 from lmsmith.corpus.inspect.stats import script_of, scripts
@@ -181,7 +181,7 @@ def test_statistics_are_those_of_the_record(
         assert sum(about["scripts"].values()) == pytest.approx(1)
         assert 0 < about["scores"]["quality"] < 1
     assert found["sources"]["books"]["scripts"].keys() == {"Latin", "Han"}
-    removed = pq.read_table(folder / "out" / REMOVED_FILE).to_pylist()
+    removed = pq.read_table(FinishedCorpus.load(folder / "out").removed).to_pylist()
     for step in ("exact", "near-duplicates"):
         expected = Counter(row["language"] for row in removed if row["step"] == step)
         assert found["sources"]["crawl"]["duplicates"][step] == expected
@@ -244,7 +244,8 @@ def test_the_page_is_of_the_folder_alone_and_escapes_the_texts(folder: Path) -> 
     for title in ("Quality classifier", "Duplicates", "Languages", "Personal data", "Mixture"):
         assert f"<h2>{title}</h2>" in html
     # The order in which an engine lists what was removed changes nothing.
-    table = pq.read_table(out / REMOVED_FILE)
+    removed = FinishedCorpus.load(out).removed
+    table = pq.read_table(removed)
     steps = json.loads((out / "corpus.json").read_text())["steps"]
     counted: Counter[str] = Counter()
     for step, found in steps.items():
@@ -252,7 +253,7 @@ def test_the_page_is_of_the_folder_alone_and_escapes_the_texts(folder: Path) -> 
             counted[step] += n if name.startswith("removed.") else 0
     listed = Counter(table["step"].to_pylist())
     assert counted == listed
-    pq.write_table(table.take(list(range(len(table) - 1, -1, -1))), out / REMOVED_FILE)
+    pq.write_table(table.take(list(range(len(table) - 1, -1, -1))), removed)
     assert build_corpus_page(out).read_text() == html
 
 

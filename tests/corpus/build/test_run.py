@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpus.build.conftest import Build, content, sentence
+from lmsmith.core.config import SettingsError
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.finished import FinishedCorpus
+from lmsmith.corpus.inspect.documents import CorpusDocuments
 from lmsmith.corpus.shards import TokenShards
 from lmsmith.tokenizers import Tokenizer
 
@@ -125,3 +127,33 @@ def test_several_parts_are_read_as_one(tmp_path: Path) -> None:
     assert (many.tokens[places] == one.tokens[places]).all()
     for start, stop in ((0, one.total_tokens), (3, 17), (5, 5), (11, 12)):
         assert (many.tokens[start:stop] == one.tokens[start:stop]).all()
+
+
+def test_one_document_of_each_source_stays_for_training(corpus: Path, build: Build) -> None:
+    """With this seed the draws of `a` and the only book lie below the share that is held out."""
+    for path in sorted((corpus.parent / "books").iterdir())[1:]:
+        path.unlink()
+    settings = ["shards.validation=0.999", "sources.books.weight=1", "sources.crawl.weight=1"]
+    record = build(corpus, *settings)
+    assert record["sources"]["books"]["documents"] == 1
+    assert record["sources"]["crawl"]["documents"] >= 1
+    assert record["validation_documents"] > 50
+    one = ["sources.crawl.paths=['books']", "sources.books.paths=['books/*']", "out=one"]
+    for seed in range(12):
+        found = build(corpus, *settings[:1], *one, f"seed={seed}")
+        assert sum(about["tokens"] for about in found["sources"].values()) > 0
+    finished = FinishedCorpus.load(corpus.parent / "out")
+    with pytest.raises(UserError, match="there are no tokens") as caught:
+        CorpusDocuments(finished, (), "out").part_at(0)
+    assert "-1" not in str(caught.value)
+
+
+def test_a_budget_below_the_epochs_is_refused_early(corpus: Path, build: Build) -> None:
+    epochs = ["sources.crawl.epochs=2", "sources.books.epochs=1"]
+    with pytest.raises(SettingsError, match=r"mix\.tokens = 500: .*say already how much is read"):
+        build(corpus, *epochs, "mix.tokens=500")
+    assert not (corpus.parent / "out").exists()
+    message = r"mix\.tokens = 500: the epochs of crawl take more than \d+ tokens"
+    with pytest.raises(UserError, match=message):
+        build(corpus, epochs[0], "mix.tokens=500")
+    assert not (corpus.parent / "out/work/tokenizer").exists()

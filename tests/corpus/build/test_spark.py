@@ -23,6 +23,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.corpora import build_corpus
 from lmsmith.corpus.build.reading import plan
 from lmsmith.corpus.build.recipe import load_corpus_recipe
+from lmsmith.corpus.finished import FinishedCorpus
 from lmsmith.evaluation.harmful_text import fine_tuned_scorer
 
 needs_spark = pytest.mark.skipif(
@@ -72,8 +73,9 @@ def text(number: int, lines: int = 8) -> str:
 def content(folder: Path) -> dict[str, Any]:
     """The files of a corpus, and what was removed without the order of an engine."""
     files: dict[str, Any] = all_content(folder)
-    del files["removed.parquet"]
-    rows = pq.read_table(folder / "removed.parquet").to_pylist()
+    path = FinishedCorpus.load(folder).removed
+    del files[path.name]
+    rows = pq.read_table(path).to_pylist()
     files["removed"] = sorted(json.dumps(row) for row in rows)
     assert rows
     return files

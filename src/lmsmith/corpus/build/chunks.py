@@ -14,6 +14,7 @@ import msgspec
 from lmsmith.core.errors import UserError, needs_extra
 from lmsmith.core.files import atomic_file, read_json, write_json
 from lmsmith.corpus.build.document import Document, Removed, Unread, Yielded
+from lmsmith.runs.signals import stop_if_requested
 from lmsmith.runs.stage_folder import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _timed(stream: Iterable[Any], inside: list[float], depth: int) -> Iterator[A
     """Add the time that each item took, what it is made of included, to ``inside[depth]``."""
     iterator = iter(stream)
     while True:
+        stop_if_requested()  # where one process works alone, and hears the signal itself
         started = time.perf_counter()
         try:
             item = next(iterator)
@@ -215,13 +217,20 @@ def read_documents(path: Path) -> Iterator[Document]:
         yield Document(**row, scores=found)
 
 
-def read_removed(path: Path) -> Iterator[Removed]:
-    """What the steps removed in a task."""
-    for row in read_rows(path):
+_REMOVE = "Remove this file; the same command makes it again."
+
+
+def read_removed(path: Path, fix: str = _REMOVE) -> Iterator[Removed]:
+    """What the steps removed, in a task or in all.
+
+    Args:
+        fix: what to do if the file is damaged.
+    """
+    for row in read_rows(path, fix):
         yield Removed(**row)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, fix: str = _REMOVE) -> Iterator[dict[str, Any]]:
     with needs_extra("corpus"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -230,7 +239,6 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(_ROWS):
                 yield from _rows(batch)
     except (pa.ArrowException, OSError) as error:
-        fix = "Remove this file; the same command makes it again."
         raise UserError(f"{path}: damaged ({error})", fix) from error
 
 

@@ -65,11 +65,15 @@ class HarmfulConfig:
         return problems
 
 
+_SCORED = 1 << 16
+"""Characters that a classifier scores at a time: some seconds of a large one."""
+
+
 def remove_by_score(
     documents: Iterable[Document], scorer: Scorer, *, threshold: float
 ) -> Iterator[Yielded]:
     """The documents of a lower score, with their score."""
-    for group in groups(documents):
+    for group in groups(documents, _SCORED):
         scores = scorer.scores([document.text for document in group])
         for document, score in zip(group, scores, strict=True):
             score = round(float(score), 6)

@@ -46,6 +46,7 @@ from lmsmith.corpus.build.results import (
     Recorded,
     arranged,
     begin,
+    discard,
     has_part,
     is_done,
     key_in,
@@ -223,7 +224,7 @@ class LocalEngine(Recorded):
             sizes = [chunk.size for chunk in data.chunks]
             self._files(order, key_of(key, "order"), order_task, spills, sizes)
             self._files(folder, key, shard_task, tasks, done=lambda task: has_part(task[0]))
-            shutil.rmtree(order, ignore_errors=True)
+            discard(order)
 
         return arranged(folder, key, parts, make)
 

@@ -61,10 +61,7 @@ def mixture_table(shares: Mapping[str, Share], budget: int | None = None) -> lis
     }
     empty = [name for name in weights if not shares[name].tokens]
     if empty:
-        raise UserError(
-            f"sources {', '.join(empty)}: no tokens are left, so their weight cannot be drawn",
-            "lower the limits of the steps that removed them, or set their weight to 0",
-        )
+        raise without_tokens(empty)
     total = sum(weights.values())
     if budget is None:
         once = (shares[name].tokens * total / weight for name, weight in weights.items())
@@ -78,6 +75,14 @@ def mixture_table(shares: Mapping[str, Share], budget: int | None = None) -> lis
         )
     drawn = fixed | dict(zip(weights, _divided(rest, list(weights.values())), strict=True))
     return [_part(name, share.tokens, drawn.get(name, 0), budget) for name, share in shares.items()]
+
+
+def without_tokens(names: Sequence[str]) -> UserError:
+    """The error of sources that have a weight and no text."""
+    return UserError(
+        f"sources {', '.join(names)}: no tokens are left, so their weight cannot be drawn",
+        "lower the limits of the steps that removed them, or set their weight to 0",
+    )
 
 
 def _part(name: str, tokens: int, drawn: int, budget: int) -> Part:

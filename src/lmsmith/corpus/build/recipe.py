@@ -226,6 +226,11 @@ class CorpusRecipe:
         if all(0 in (each.weight, each.epochs) for each in self.sources.values()):
             expected = "nothing is read: every weight or number of epochs is 0"
             problems.append(Problem("sources", sorted(self.sources), expected, "raise one"))
+        fixed = all(each.epochs is not None or each.weight == 0 for each in self.sources.values())
+        if fixed and self.mix.tokens is not None:
+            expected = "the sources' epochs say already how much is read"
+            fix = "leave it out, or give a source a weight in place of epochs"
+            problems.append(Problem("mix.tokens", self.mix.tokens, expected, fix))
         if self.quality.classifier.enabled and len(self.curated) in (0, len(self.sources)):
             expected = "needs sources of good text and others"
             fix = "set curated = true in the sources of good text"

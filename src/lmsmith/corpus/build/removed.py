@@ -9,7 +9,7 @@ from lmsmith.core.errors import needs_extra
 from lmsmith.core.files import atomic_file
 from lmsmith.corpus.build.chunks import read_removed, removed_table
 from lmsmith.corpus.build.document import Removed
-from lmsmith.corpus.finished import REMOVED_FILE
+from lmsmith.corpus.finished import BUILD_AGAIN, FinishedCorpus
 
 DUPLICATES = ("exact", "near-duplicates")
 """Steps whose reasons name the document that stays."""
@@ -18,11 +18,16 @@ _ROWS = 4096
 """Rows in memory at a time."""
 
 
-def write_all_removed(folder: Path, rows: Iterable[Removed]) -> None:
-    """Write ``removed.parquet``, some rows at a time."""
+def removed_file(key: str) -> str:
+    """Name of the file in a finished corpus; each result has its own until ``corpus.json`` is."""
+    return f"removed-{key}.parquet"
+
+
+def write_all_removed(path: Path, rows: Iterable[Removed]) -> None:
+    """Write what the steps removed, some rows at a time."""
     with needs_extra("corpus"):
         import pyarrow.parquet as pq
-    with atomic_file(folder / REMOVED_FILE) as partial:
+    with atomic_file(path) as partial:
         schema = removed_table([]).schema
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for batch in _batches(rows):
@@ -40,7 +45,11 @@ def _batches(rows: Iterable[Removed]) -> Iterator[list[Removed]]:
         yield batch
 
 
-def all_removed(folder: Path) -> Iterator[Removed]:
-    """What the steps of a finished corpus removed; nothing if the file is missing."""
-    path = folder / REMOVED_FILE
-    return read_removed(path) if path.is_file() else iter(())
+def all_removed(corpus: FinishedCorpus) -> Iterator[Removed]:
+    """What the steps of a finished corpus removed; nothing if the file is missing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = corpus.removed
+    return read_removed(path, BUILD_AGAIN) if path.is_file() else iter(())

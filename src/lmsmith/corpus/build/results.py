@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json, remove_partials, write_json
+from lmsmith.core.files import PARTIAL_SUFFIX, read_json, remove_partials, write_json
 
 KEY_FILE, DONE_FILE = "key.json", "done.json"
 
@@ -41,13 +41,41 @@ def is_done(folder: Path, key: str) -> bool:
 
 
 def begin(folder: Path, key: str) -> None:
-    """An empty folder, or the one in which a killed build made the same."""
+    """An empty folder, or the one in which a killed build made the same.
+
+    Raises:
+        UserError: the folder has files, and no build made it.
+    """
     if key_in(folder) == key:
         remove_partials(folder)
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_result(folder):
+        discard(folder)
+    elif names := visible(folder):
+        problem = f"{folder}: no build made this folder, and {names[0]} is in it"
+        raise UserError(problem, "Move it away, or name another folder in out.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / KEY_FILE, {"key": key})
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a build made the folder."""
+    return (folder / KEY_FILE).is_file()
+
+
+def visible(folder: Path) -> list[str]:
+    """The names of what is in a folder, in order; hidden files, such as partial ones, left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def discard(folder: Path) -> None:
+    """Remove a result; what a kill leaves of it is hidden, and goes the next time."""
+    hidden = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def key_in(folder: Path) -> str | None:

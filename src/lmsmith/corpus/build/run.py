@@ -1,12 +1,14 @@
 """The build of a corpus: what is done already, the steps, the finished folder and its record.
 
 ``OUT/corpus.json`` names the folder of the shards and everything in it with checksums. It is
-written last and atomically: until then an earlier corpus in OUT stays as it was.
+written last and atomically: until then an earlier corpus in OUT stays as it was. Only what a build
+made is ever removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -31,13 +33,14 @@ from lmsmith.corpus.build.duplicate_ids import duplicate_id_warnings
 from lmsmith.corpus.build.engine import FORMAT, Data, Engine, key_of
 from lmsmith.corpus.build.engines import make_engine
 from lmsmith.corpus.build.harmful import Scorer
-from lmsmith.corpus.build.mix import mixture_of
+from lmsmith.corpus.build.mix import check_mixture, mixture_of
 from lmsmith.corpus.build.mixture import mixture_warnings
 from lmsmith.corpus.build.quality import quality_warnings
 from lmsmith.corpus.build.reading.plan import Item, find_files, format_of, make_items
 from lmsmith.corpus.build.reading.read import reader
 from lmsmith.corpus.build.recipe import CorpusRecipe
-from lmsmith.corpus.build.removed import write_all_removed
+from lmsmith.corpus.build.removed import removed_file, write_all_removed
+from lmsmith.corpus.build.results import discard, is_result, visible
 from lmsmith.corpus.build.shards import (
     LoadTokenizer,
     held_out_share,
@@ -66,6 +69,8 @@ WORK_FOLDER = "work"
 
 _FILES = "files.json"
 _SHARDS = "shards-"
+_OLD_SHARDS = re.compile(rf"{_SHARDS}[0-9a-f]{{16}}")
+_OLD_REMOVED = re.compile(r"removed(-[0-9a-f]{16})?\.parquet")
 
 _PASSING = ("out", "workers", "engine", "spark")
 """Settings that change no result."""
@@ -108,6 +113,7 @@ class _Build:
         documents = sum(count for count, _ in sizes.values())
         if not documents:
             raise UserError(*_nothing_left(engine, read))
+        check_mixture(recipe, {name: size for name, (_, size) in sizes.items()})
         out = recipe.place
         with self.stage("tokenizer"):
             share = held_out_share(recipe.shards, documents)
@@ -165,6 +171,7 @@ class _Build:
             if part.source in sources:
                 sources[part.source]["weight"] = part.epochs
         beside = [folder / VALIDATION_FILE, *sorted((folder / TOKENIZER_FOLDER).iterdir())]
+        name = removed_file(key_of([data.key for data in checkpoints]))
         record = {
             "format": FORMAT,
             "version": VERSION,
@@ -177,9 +184,10 @@ class _Build:
             "figures": figures,
             "parts": written,
             "files": {str(path.relative_to(folder)): sha256_file(path) for path in beside},
+            "removed": name,
         }
         removed = (row for data in checkpoints for row in self.engine.removed(data))
-        write_all_removed(out, removed)
+        write_all_removed(out / name, removed)
         write_json(out / CORPUS_FILE, record)
         engine = self.engine.about()
         build = {
@@ -193,9 +201,13 @@ class _Build:
             "hardware": describe_hardware(),
         }
         write_json(out / BUILD_FILE, build)
-        for old in out.glob(f"{_SHARDS}*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+        for old in out.iterdir():
+            if old.name in (folder.name, name):
+                continue
+            if _OLD_SHARDS.fullmatch(old.name) and is_result(old):
+                discard(old)
+            elif _OLD_REMOVED.fullmatch(old.name):
+                old.unlink()
         return {"folder": str(out), **record, "build": build}
 
 
@@ -225,6 +237,7 @@ def build_corpus(
         Interrupted: a signal asked to stop; the same call goes on.
     """
     out = recipe.place
+    _refuse_others(out)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(out, progress))
         stack.enter_context(StopSignal())
@@ -232,6 +245,7 @@ def build_corpus(
         work = out / WORK_FOLDER
         work.mkdir(exist_ok=True)
         remove_partials(out, inside=False)
+        remove_partials(work, inside=False)
         files, problems, hashes = find_files(recipe, _known(work / _FILES))
         write_json(work / _FILES, hashes)
         items = make_items(recipe, files, problems)
@@ -268,6 +282,7 @@ def plan_corpus(recipe: CorpusRecipe) -> dict[str, Any]:
     """
     if recipe.place.exists() and not recipe.place.is_dir():
         raise UserError(f"{recipe.place}: a file, no folder", "Name another in out.")
+    _refuse_others(recipe.place)
     files, problems, _ = find_files(recipe, _known(recipe.place / WORK_FOLDER / _FILES))
     sources: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -278,6 +293,23 @@ def plan_corpus(recipe: CorpusRecipe) -> dict[str, Any]:
         about["formats"][kind] = about["formats"].get(kind, 0) + 1
     said = [f"{problem.id}: {problem.reason}" for problem in problems]
     return {"folder": str(recipe.place), "plan": {"sources": sources, "problems": said}}
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder with files of which none is an earlier build's.
+
+    Raises:
+        UserError: one of these files is named.
+    """
+    if _known(out / CORPUS_FILE).get("shards") or _known(out / WORK_FOLDER / _FILES):
+        return
+    if (out / WORK_FOLDER).is_dir() and not visible(out / WORK_FOLDER):
+        names = [name for name in visible(out) if name != WORK_FOLDER]
+    else:
+        names = visible(out)
+    if names:
+        problem = f"{out}: the folder has files that no build of a corpus made, such as {names[0]}"
+        raise UserError(problem, "Name another folder in out.")
 
 
 def _known(path: Path) -> Mapping[str, Any]:

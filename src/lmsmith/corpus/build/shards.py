@@ -16,6 +16,7 @@ from lmsmith.corpus.build.document import Document, Yielded, point, text_hash
 from lmsmith.corpus.build.engine import Data, Engine, key_of
 from lmsmith.corpus.build.recipe import ShardsConfig
 from lmsmith.corpus.shards import OFFSETS_FILE, TOKENS_FILE, write_tokens
+from lmsmith.runs.signals import stop_if_requested
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.tokenizers.word_piece import train_word_piece
 
@@ -24,6 +25,9 @@ INDEX_FILE = "documents.parquet"
 
 LEAST_HELD_OUT, MOST_HELD_OUT = 8, 0.1
 """Documents that a small corpus holds out, as far as that is no larger share."""
+
+_HELD_OUT = "validation"
+"""Name of the draw of the documents that are held out."""
 
 LoadTokenizer = Callable[[str], Tokenizer]
 """Reads the tokenizer that a recipe names."""
@@ -57,23 +61,40 @@ def held_out_share(config: ShardsConfig, documents: int) -> float:
 
 
 def without_held_out(
-    documents: Iterable[Document], _broadcast: Any, *, seed: int, share: float
+    documents: Iterable[Document], _broadcast: Any, *, seed: int, shares: Mapping[str, float]
 ) -> Iterator[Document]:
-    """The documents that are for training."""
+    """The documents that are for training, by the share of their source that is held out."""
     for each in documents:
-        if point(seed, "validation", each.id) >= share:
+        if point(seed, _HELD_OUT, each.id) >= shares[each.source]:
             yield each
 
 
 def hold_out(
     engine: Engine, data: Data, seed: int, share: float
 ) -> tuple[Data, list[dict[str, str]]]:
-    """The documents for training, and the rows of those that are held out."""
+    """The documents for training, and the rows of those that are held out.
+
+    Of a source whose documents are all drawn, the one that was drawn last is for training.
+
+    Args:
+        data: a checkpoint.
+    """
     if share == 0:
         return data, []
-    found = engine.sample(data, seed, "validation", share)
-    rows = [{"text": each.text, "id": each.id, "source": each.source} for each in found]
-    kept: Callable[..., Iterator[Yielded]] = partial(without_held_out, seed=seed, share=share)
+    found = engine.sample(data, seed, _HELD_OUT, share)
+    drawn: dict[str, list[float]] = {}
+    for each in found:
+        drawn.setdefault(each.source, []).append(point(seed, _HELD_OUT, each.id))
+    shares = {
+        source: share if len(points := drawn.get(source, [])) < documents else max(points)
+        for source, (documents, _) in engine.sizes(data).items()
+    }
+    rows = [
+        {"text": each.text, "id": each.id, "source": each.source}
+        for each in found
+        if point(seed, _HELD_OUT, each.id) < shares[each.source]
+    ]
+    kept: Callable[..., Iterator[Yielded]] = partial(without_held_out, seed=seed, shares=shares)
     return engine.map(data, "validation", kept), rows
 
 
@@ -155,4 +176,5 @@ def _row(each: Document) -> IndexRow:
 
 def _encoded(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[list[int]]:
     for start in range(0, len(documents), 256):
+        stop_if_requested()
         yield from tokenizer.encode_batch([each.text for each in documents[start : start + 256]])

@@ -8,7 +8,6 @@ makes (lookups, shards) come to this machine as rows, so that the machines share
 from __future__ import annotations
 
 import contextlib
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from lmsmith.corpus.build.results import (
     Recorded,
     arranged,
     begin,
+    discard,
     is_done,
     key_in,
     write_part_record,
@@ -262,7 +262,7 @@ class SparkEngine(Recorded):
                         records[number] = write([], partial_folder, broadcast)
                 write_part_record(place, source, part, records[number])
             self._remove(table)
-            shutil.rmtree(self.folder / "shards", ignore_errors=True)
+            discard(self.folder / "shards")
 
         return arranged(folder, key, parts, make)
 

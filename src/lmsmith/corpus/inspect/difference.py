@@ -71,7 +71,7 @@ def reasons(corpus: CorpusDocuments, ids: set[str]) -> dict[str, str]:
     """Step and reason for which a corpus does not have these documents."""
     found = dict.fromkeys(ids, NOT_READ)
     if ids:
-        for row in all_removed(corpus.finished.folder.parent):
+        for row in all_removed(corpus.finished):
             if row.id in ids:
                 found[row.id] = f"{row.step}: {row.reason}"
     return found

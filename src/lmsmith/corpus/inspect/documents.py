@@ -170,6 +170,8 @@ class CorpusDocuments:
         Raises:
             UserError: the position is outside.
         """
+        if not self.tokens:
+            raise UserError(f"{self.place}: there are no tokens", "Build it from more documents.")
         if not 0 <= position < self.tokens:
             last = self.tokens - 1
             problem = f"position {position:,} is outside the corpus"

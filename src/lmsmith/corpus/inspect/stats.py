@@ -85,7 +85,7 @@ def _source(corpus: CorpusDocuments, parts: Sequence[Part]) -> dict[str, Any]:
 def duplicates(corpus: CorpusDocuments) -> dict[str, dict[str, dict[str, int]]]:
     """Source → step → language → documents that were removed as another's duplicates."""
     found: dict[str, dict[str, Counter[str]]] = {}
-    for row in all_removed(corpus.finished.folder.parent):
+    for row in all_removed(corpus.finished):
         if row.step in DUPLICATES:
             steps = found.setdefault(row.source, {})
             steps.setdefault(row.step, Counter())[row.language or "und"] += 1

@@ -59,7 +59,7 @@ def build_corpus_page(folder: Path) -> Path:
 def _context(corpus: CorpusDocuments, build: Mapping[str, Any]) -> dict[str, Any]:
     record = corpus.finished.record
     rows = flow(record)
-    removals = Removals(corpus.finished.folder.parent)
+    removals = Removals(corpus.finished)
     found = (each for each in removals.reasons.values() if each.removed)
     reasons = sorted(found, key=lambda each: (-each.count, each.step, each.reason))
     add_kept_examples(corpus, reasons)

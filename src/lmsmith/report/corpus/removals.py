@@ -6,10 +6,10 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from lmsmith.corpus.build.document import Removed, digest
 from lmsmith.corpus.build.removed import DUPLICATES, all_removed
+from lmsmith.corpus.finished import FinishedCorpus
 from lmsmith.corpus.inspect.documents import CorpusDocuments
 from lmsmith.corpus.inspect.stats import drawn
 
@@ -106,7 +106,7 @@ class _Drawn:
 
 
 class Removals:
-    """One reading of ``removed.parquet``.
+    """One reading of what all steps removed.
 
     Attributes:
         reasons: (step, reason) → figures, in the order of the rows.
@@ -115,15 +115,15 @@ class Removals:
         skipped: files and rows that could not be read, some where they are many.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, corpus: FinishedCorpus) -> None:
+        self.corpus = corpus
         self.reasons: dict[tuple[str, str], Reason] = {}
         self.members: dict[str, Counter[str]] = {step: Counter() for step in DUPLICATES}
         self.cuts: dict[str, Cut] = {}
         skipped = _Drawn(SKIPPED)
         examples: dict[tuple[str, str], _Drawn] = {}
         cuts: dict[str, _Drawn] = {}
-        for row in all_removed(folder):
+        for row in all_removed(corpus):
             head, _, detail = row.reason.partition(": ")
             if row.step == "read":
                 skipped.add(row)
@@ -164,7 +164,7 @@ class Removals:
                 chosen[step, id] = members[id]
         others: dict[tuple[str, str], _Drawn] = {key: _Drawn(MEMBERS) for key in chosen}
         if chosen:
-            for row in all_removed(self.folder):
+            for row in all_removed(self.corpus):
                 key = row.step, row.reason.partition(": ")[2]
                 if key in others:
                     others[key].add(row)
