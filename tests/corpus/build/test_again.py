@@ -33,8 +33,11 @@ def test_a_build_does_not_read_its_own_folder(corpus: Path, build: Build) -> Non
 
 
 def test_a_source_inside_of_the_result_is_refused(corpus: Path, build: Build) -> None:
-    with pytest.raises(UserError, match=r"sources\.crawl: crawl: lies in .*crawl"):
+    with pytest.raises(UserError, match=r"crawl: the folder has files that no build"):
         build(corpus, "sources.crawl.paths=['crawl']", "out=crawl")
+    build(corpus)
+    with pytest.raises(UserError, match=r"sources\.crawl: out: lies in .*out"):
+        build(corpus, "sources.crawl.paths=['out']")
     assert len(list((corpus.parent / "crawl").glob("*.jsonl"))) == 2
 
 
@@ -173,7 +176,7 @@ def test_a_chunk_that_was_removed_is_made_again(corpus: Path, build: Build) -> N
     build(corpus)
     chunk = corpus.parent / "out/work/read/000000-0000.parquet"
     chunk.write_bytes(b"damaged")
-    settings = ["deduplicate.exact=false"]
+    settings = ["clean.enabled=false"]
     with pytest.raises(UserError, match=r"000000-0000\.parquet: damaged") as caught:
         build(corpus, *settings)
     assert "Remove this file" in str(caught.value.fix)

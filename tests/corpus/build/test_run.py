@@ -130,18 +130,17 @@ def test_several_parts_are_read_as_one(tmp_path: Path) -> None:
 
 
 def test_one_document_of_each_source_stays_for_training(corpus: Path, build: Build) -> None:
-    """With this seed the draws of `a` and the only book lie below the share that is held out."""
     for path in sorted((corpus.parent / "books").iterdir())[1:]:
         path.unlink()
     settings = ["shards.validation=0.999", "sources.books.weight=1", "sources.crawl.weight=1"]
     record = build(corpus, *settings)
     assert record["sources"]["books"]["documents"] == 1
     assert record["sources"]["crawl"]["documents"] >= 1
-    assert record["validation_documents"] > 50
-    one = ["sources.crawl.paths=['books']", "sources.books.paths=['books/*']", "out=one"]
-    for seed in range(12):
-        found = build(corpus, *settings[:1], *one, f"seed={seed}")
-        assert sum(about["tokens"] for about in found["sources"].values()) > 0
+    assert record["validation_documents"] > 0
+    corpus.write_text('[sources.books]\npaths = ["books"]\n[shards]\nvocabulary_size = 300')
+    found = build(corpus, settings[0], "out=one")
+    assert found["sources"]["books"]["documents"] == 1
+    assert found["validation_documents"] == 0
     finished = FinishedCorpus.load(corpus.parent / "out")
     with pytest.raises(UserError, match="there are no tokens") as caught:
         CorpusDocuments(finished, (), "out").part_at(0)
@@ -153,7 +152,7 @@ def test_a_budget_below_the_epochs_is_refused_early(corpus: Path, build: Build) 
     with pytest.raises(SettingsError, match=r"mix\.tokens = 500: .*say already how much is read"):
         build(corpus, *epochs, "mix.tokens=500")
     assert not (corpus.parent / "out").exists()
-    message = r"mix\.tokens = 500: the epochs of crawl take more than \d+ tokens"
+    message = r"mix\.tokens = 100: the epochs of crawl take more than \d+ tokens"
     with pytest.raises(UserError, match=message):
-        build(corpus, epochs[0], "mix.tokens=500")
+        build(corpus, epochs[0], "mix.tokens=100")
     assert not (corpus.parent / "out/work/tokenizer").exists()
