@@ -21,6 +21,7 @@ from corpus.build.conftest import Build, save_random_classifier
 from corpus.build.conftest import content as all_content
 from lmsmith.core.errors import UserError
 from lmsmith.corpora import build_corpus
+from lmsmith.corpus.build import run
 from lmsmith.corpus.build.reading import plan
 from lmsmith.corpus.build.recipe import load_corpus_recipe
 from lmsmith.corpus.finished import FinishedCorpus
@@ -216,6 +217,32 @@ build_corpus(load_corpus_recipe({str(corpus)!r}), Tokenizer.load, QuietProgress(
     assert "near-bands" not in record["build"]["engine"]["tasks_of_stages"]
     build(corpus, "engine=local", "out=local")
     assert content(corpus.parent / "out") == content(corpus.parent / "local")
+
+
+@needs_spark
+def test_a_file_that_could_not_be_read_is_tried_again(
+    corpus: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, away = corpus.parent / "books/07.txt", corpus.parent / "07.txt"
+    make_items = run.make_items
+
+    def moved(*given: Any) -> Any:
+        items = make_items(*given)
+        book.rename(away)
+        return items
+
+    settings = ["harmful.examples=[]", "harmful.harmless=[]", "quality.classifier.enabled=false"]
+    settings += ["deduplicate.near.enabled=false", "deduplicate.lines.enabled=false"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "make_items", moved)
+        first = build(corpus, *settings)
+        away.rename(book)
+    assert first["steps"]["read"]["books"]["removed.cannot be read"] == 1
+    record = build(corpus, *settings)
+    assert record["steps"]["read"]["books"]["documents_out"] == 40
+    assert record["shards"] != first["shards"]
+    again = build(corpus, *settings)
+    assert "read" not in again["build"]["engine"]["tasks_of_stages"]
 
 
 @needs_spark
