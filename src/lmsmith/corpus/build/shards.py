@@ -14,6 +14,7 @@ from lmsmith.core.files import atomic_folder, sha256_file
 from lmsmith.corpus.build.chunks import write_table
 from lmsmith.corpus.build.document import Document, Yielded, point, text_hash
 from lmsmith.corpus.build.engine import Data, Engine, key_of
+from lmsmith.corpus.build.groups import groups
 from lmsmith.corpus.build.recipe import ShardsConfig
 from lmsmith.corpus.shards import OFFSETS_FILE, TOKENS_FILE, write_tokens
 from lmsmith.runs.signals import stop_if_requested
@@ -175,6 +176,6 @@ def _row(each: Document) -> IndexRow:
 
 
 def _encoded(tokenizer: Tokenizer, documents: Sequence[Document]) -> Iterator[list[int]]:
-    for start in range(0, len(documents), 256):
+    for group in groups(documents):
         stop_if_requested()
-        yield from tokenizer.encode_batch([each.text for each in documents[start : start + 256]])
+        yield from tokenizer.encode_batch([each.text for each in group])
