@@ -23,6 +23,7 @@ from lmsmith.core.files import (
     read_json,
     remove_partials,
     sha256_file,
+    storage_error,
     write_json,
     write_jsonl,
 )
@@ -204,10 +205,11 @@ class _Build:
         for old in out.iterdir():
             if old.name in (folder.name, name):
                 continue
-            if _OLD_SHARDS.fullmatch(old.name) and is_result(old):
-                discard(old)
-            elif _OLD_REMOVED.fullmatch(old.name):
-                old.unlink()
+            with contextlib.suppress(OSError):  # the new corpus is whole
+                if _OLD_SHARDS.fullmatch(old.name) and is_result(old):
+                    discard(old)
+                elif _OLD_REMOVED.fullmatch(old.name):
+                    old.unlink()
         return {"folder": str(out), **record, "build": build}
 
 
@@ -303,10 +305,11 @@ def _refuse_others(out: Path) -> None:
     """
     if _known(out / CORPUS_FILE).get("shards") or _known(out / WORK_FOLDER / _FILES):
         return
-    if (out / WORK_FOLDER).is_dir() and not visible(out / WORK_FOLDER):
-        names = [name for name in visible(out) if name != WORK_FOLDER]
-    else:
-        names = visible(out)
+    try:
+        empty = (out / WORK_FOLDER).is_dir() and not visible(out / WORK_FOLDER)
+        names = [name for name in visible(out) if not (empty and name == WORK_FOLDER)]
+    except OSError as error:
+        raise storage_error(out, error) from error
     if names:
         problem = f"{out}: the folder has files that no build of a corpus made, such as {names[0]}"
         raise UserError(problem, "Name another folder in out.")
