@@ -22,7 +22,7 @@ ACTIVATE = @echo; echo "To use lmsmith in this or another terminal, type first:"
 VLLM_ENV ?= .venv-vllm
 VLLM_PIP ?=
 
-.PHONY: demo chat serve corpus page docs test check unit test-vllm test-spark wheels fuzz install clean
+.PHONY: demo chat serve corpus page docs test check unit test-vllm test-spark wheels test-wheels fuzz install clean
 
 demo: $(VENV)/.demo
 	$(ACTIVATE)
@@ -94,6 +94,32 @@ wheels: $(VENV)/bin/python
 		--disable-pip-version-check --quiet --no-deps --wheel-dir dist . || exit 1; done
 	@ls -l dist
 
+# Each of dist/ installed where no compiler is, and used; the one for ARM by qemu in a Debian of its own. On Debian for
+# x86-64, with qemu-user-static and mmdebstrap. 6 GB: PyTorch's wheel for ARM brings CUDA's libraries.
+WHEEL_ENV ?= .venv-wheels
+WHEEL_OF = $(firstword $(wildcard dist/lmsmith-*$(1).whl))
+ARM_PACKAGES = $(WHEEL_ENV)/aarch64/usr/local/lib/python3.11/dist-packages
+# Debian 12's C library is 2.36; pip takes the names of all older ones one by one.
+ARM_PLATFORMS = $(patsubst %,--platform manylinux_2_%_aarch64,$(shell seq 17 36)) --platform manylinux2014_aarch64
+
+test-wheels: $(VENV)/.dev $(WHEEL_ENV)/x86_64/.done $(WHEEL_ENV)/aarch64/.done
+	LMSMITH_WHEEL_ENV='$(abspath $(WHEEL_ENV))' OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q tests/wheels $(PYTEST)
+
+$(WHEEL_ENV)/x86_64/.done:
+	@test -n '$(call WHEEL_OF,x86_64)' || { echo "No wheels in dist/: make wheels"; exit 1; }
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check '$(call WHEEL_OF,x86_64)[gguf]'
+	@touch $@
+
+$(WHEEL_ENV)/aarch64/.done:
+	@test -n '$(call WHEEL_OF,aarch64)' || { echo "No wheels in dist/: make wheels"; exit 1; }
+	rm -rf $(@D)
+	mmdebstrap --variant=extract --architectures=arm64 --include=python3.11,libstdc++6 bookworm $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check --target $(ARM_PACKAGES) --only-binary=:all: \
+		--python-version 3.11 $(ARM_PLATFORMS) '$(call WHEEL_OF,aarch64)[gguf]' 'pytest>=8.4,<10' 'hypothesis>=6.130,<7'
+	@touch $@
+
 # Files of every format, damaged at random and read: FUZZ="--format gguf --seed 7 --only 1234".
 fuzz: $(VENV)/.dev
 	timeout 7200 $(BIN)/python tests/fuzz/run.py $(FUZZ)
@@ -129,4 +155,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-spark site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-spark .venv-wheels site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
