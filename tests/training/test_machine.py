@@ -79,6 +79,25 @@ def test_measuring_the_peak_draws_nothing_from_torchs_generator() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(("slow", "sizes"), [(0.0, [512, 512, 2048, 2048]), (1e9, [512, 512])])
+def test_a_slow_processor_measures_its_peak_in_a_small_product(
+    monkeypatch: pytest.MonkeyPatch, slow: float, sizes: list[int]
+) -> None:
+    """Emulated, a product of 2048 takes minutes; so does one in bf16 on an ARM without it."""
+    monkeypatch.setattr(machine_module, "SLOW_GIGAFLOPS", slow)
+    made: list[int] = []
+
+    def few(size: int, _: int, generator: torch.Generator) -> torch.Tensor:
+        made.append(size)
+        return torch.ones(8, 8)
+
+    measure_matrix_peak.cache_clear()
+    monkeypatch.setattr(torch, "randn", few)
+    assert measure_matrix_peak("fp32", seconds=0.001) > 0
+    assert made == sizes
+    measure_matrix_peak.cache_clear()
+
+
 def test_evaluation_mode_restores_what_was() -> None:
     training, evaluating = nn.Dropout().train(), nn.Dropout().eval()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lmsmith.catalogue.export import export
 from lmsmith.catalogue.reading import ReadModel
@@ -102,6 +101,7 @@ def test_it_writes_what_this_processor_writes(
     script = str(Path(__file__).with_name("replies.py"))
     done = environment.python([script, str(order)], processor, LMSMITH_HOME=str(tmp_path))
     found = json.loads(done.stdout)
+    print({name: found[name] for name in ("torch", "kernels")})
     assert found["package"].startswith(str(environment.folder))
     assert found["kernels"].startswith(kernels)
     built = kernels.startswith("built")
@@ -118,6 +118,7 @@ def assert_same(found: list[Any], expected: list[Any], near: float) -> None:
             first, second = other["top"]
             assert first - second < near, place
             assert place, "not one token is the same"
+            print(f"the same up to a near-tie at {place}")
             return
         assert abs(mine["log_prob"] - other["log_prob"]) < near, place
 
@@ -142,14 +143,11 @@ def test_the_doctor_names_the_kernels_on_arm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processor", ["cortex-a57", "max"])
 def test_the_kernels_on_arm_compute_what_pytorch_computes(processor: str, tmp_path: Path) -> None:
     """The tests of kernels run in the emulated Python, with the wheel's kernels."""
-    tests = REPOSITORY / "tests/generation/native/test_operations.py"
+    tests = REPOSITORY / "tests/generation/native"
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(REPOSITORY)]
-    words += [f"--basetemp={tmp_path / 'its'}", "-k", "not matrix_units", str(tests)]
+    words += [f"--basetemp={tmp_path / 'its'}", "-k", "not simulated and not matrix_units"]
+    words += [str(tests / f"test_{name}.py") for name in ("operations", "packed", "draw")]
     done = installed("aarch64").python(words, processor, LMSMITH_HOME=str(tmp_path))
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout.replace("skipped: AVX-512", "")
-
-
-def test_torch_is_the_one_that_the_wheel_wants() -> None:
-    """Otherwise the comparison would be of other operations."""
-    assert torch.__version__.startswith("2.13.")
+    print(done.stdout[-200:])
+    assert int(done.stdout.split(" passed")[0].split()[-1]) > 150
+    assert "skipped" not in done.stdout

@@ -24,7 +24,11 @@ from lmsmith.core.version import VERSION
 from lmsmith.runs.folders import stage_of
 from lmsmith.runs.metrics_log import MetricsLog
 
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+_FLAGS = (
+    *("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+"""Instructions that matter to us, as Linux names them."""
 
 
 @dataclass(frozen=True)

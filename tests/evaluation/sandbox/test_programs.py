@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.errors import UserError
+from lmsmith.evaluation.sandbox import programs
 from lmsmith.evaluation.sandbox.programs import (
     WAYS,
     Broken,
@@ -496,3 +497,15 @@ def one():
     finally:
         for each in held:
             os.close(each)
+
+
+def test_a_python_that_cannot_be_started_is_no_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As under an emulator, whose Python is a file that the system itself cannot run."""
+    other = tmp_path / "python"
+    other.write_bytes(b"of another processor")
+    other.chmod(0o755)
+    monkeypatch.setattr(programs, "PYTHON", str(other))
+    with pytest.raises(UserError, match="Exec format error"):
+        check_system.__wrapped__()

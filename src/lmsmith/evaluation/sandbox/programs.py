@@ -226,6 +226,8 @@ def _run(way: Way, folder: str, program: Program, limits: Limits) -> Verdict:
                 pass_fds=[writer],
                 start_new_session=True,
             )
+        except OSError as error:
+            raise Broken(f"Python cannot be started: {error}") from error
         finally:
             os.close(writer)
         try:
