@@ -98,6 +98,16 @@ def test_a_slow_processor_measures_its_peak_in_a_small_product(
     measure_matrix_peak.cache_clear()
 
 
+def test_an_old_arm_takes_one_thread_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's BLAS ends the process there by SIGILL: qemu's cortex-a57 shows it."""
+    monkeypatch.setattr(machine_module, "available_cores", lambda: 4)
+    monkeypatch.setattr(machine_module, "processes_here", lambda: 1)
+    for found, threads in ({"atomics": False}, 1), ({"atomics": True}, 4), ({"avx2": True}, 4):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert resolve_machine(MachineConfig()).threads == threads
+        assert resolve_machine(MachineConfig(threads=3)).threads == 3
+
+
 def test_evaluation_mode_restores_what_was() -> None:
     training, evaluating = nn.Dropout().train(), nn.Dropout().eval()
 

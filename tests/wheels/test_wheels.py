@@ -19,6 +19,7 @@ from lmsmith.models.folder import save_model
 from lmsmith.models.interop.gguf_file import open_gguf
 from lmsmith.models.interop.quantised import PackedTensor
 from lmsmith.models.presets import llama
+from lmsmith.runs.stage_folder import available_cores
 from lmsmith.tokenizers import Tokenizer
 from packed_tensors import random_packed, write_packed
 from tiny_models import TEXTS, random_decoder
@@ -130,13 +131,22 @@ def test_the_environment_of_arm_has_no_compiler() -> None:
     assert not [name for name in names if {"cc", "gcc", "g++", "c++", "clang"} & {*name.split("-")}]
 
 
-def test_the_doctor_names_the_kernels_on_arm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processor", "flags"),
+    [("cortex-a57", []), ("cortex-a76", ["asimddp"]), ("max", ["asimddp", "i8mm", "bf16", "sve"])],
+)
+def test_the_doctor_names_the_kernels_on_arm(
+    processor: str, flags: list[str], tmp_path: Path
+) -> None:
+    """It uses as many threads as PyTorch bears, and says what the processor has."""
     done = installed("aarch64").python(
-        ["-m", "lmsmith", "doctor", "--json"], "max", LMSMITH_HOME=str(tmp_path)
+        ["-m", "lmsmith", "doctor", "--json"], processor, LMSMITH_HOME=str(tmp_path)
     )
     said = json.loads(done.stdout)
     assert said["kernels"] == "built for neon"
-    assert {"asimddp", "bf16", "i8mm"} <= {*said["hardware"]["flags"]}
+    assert said["hardware"]["flags"] == ["asimd", *flags]
+    assert said["machine"]["threads"] == (1 if processor == "cortex-a57" else available_cores())
+    assert "mkldnn_matmul" not in done.stderr
     assert said["reading_measured"]["bf16"]["one_row"] > 0
 
 

@@ -118,13 +118,24 @@ def resolve_machine(config: MachineConfig) -> ResolvedMachine:
     return ResolvedMachine(
         precision=precision,
         compile=config.compile if compiler else "off",
-        threads=config.threads or max(1, available_cores() // processes_here()),
+        threads=config.threads or _usual_threads(),
         compiler=compiler,
         instruction_set=instruction_set(),
         deterministic=config.deterministic,
         device=str(device),
         sharding=config.sharding,
     )
+
+
+def _usual_threads() -> int:
+    """This process's share of the cores.
+
+    One on ARM before ARMv8.1, such as a Raspberry Pi 4: where threads share a product, the BLAS in
+    PyTorch's wheel runs an atomic instruction that came with it, and the process would end.
+    """
+    if not torch.cpu.get_capabilities().get("atomics", True):
+        return 1
+    return max(1, available_cores() // processes_here())
 
 
 def prepare_process(config: MachineConfig) -> ResolvedMachine:
