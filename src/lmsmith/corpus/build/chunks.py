@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 25
 """Text of a chunk: what a worker holds at a time."""
 
+DOCUMENT_BYTES = 250
+"""What a document takes besides its text: many short ones are divided too."""
+
 _ROWS = 256
 """Documents that are read from a chunk file at a time."""
 
@@ -139,7 +142,7 @@ def write_task(
         size += bytes_of
         about = sizes.setdefault(document.source, [0, 0])
         about[0], about[1] = about[0] + 1, about[1] + bytes_of
-        if size >= CHUNK_BYTES:
+        if size + DOCUMENT_BYTES * len(held) >= CHUNK_BYTES:
             flush()
     if held:
         flush()
