@@ -979,7 +979,9 @@ def rank_feedback(
     """
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
+    from lmsmith.catalogue.resolve import resolve
     from lmsmith.comparison.judges import load_judge
+    from lmsmith.evaluation.model import weights_sum
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.runs.signals import StopSignal
@@ -993,11 +995,13 @@ def rank_feedback(
     machine = prepare_reading(MachineConfig())
     settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
     writers, by = sampling.writers_of(models, machine, settings), load_judge(judge, machine)
+    weights = [weights_sum(resolve(word)) for word in models if "openai:" not in word]
     progress = choose_progress("lmsmith feedback rank", quiet)
     with contextlib.closing(progress), StopSignal():
         rows = rank_answers(
             sampling.drawn(found, count, seed), writers, by, rankings, answers=answers,
             seed=seed, progress=progress,
+            drawn_by=[max_tokens, temperature, top_p, list(models), weights],
         )  # fmt: skip
     return JudgedRankings(rankings, rows)
 

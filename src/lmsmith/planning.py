@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ LAUNCH_SECONDS = 1e-5
 """What a program in Python takes to start an operation on a GPU, roughly; smaller ones wait."""
 
 GIGABYTE = 1_000_000_000
+
+MOST_MEMORY = 100_000
+"""GB of one GPU that ``--memory`` takes."""
 """A GPU of "80 GB" has 7 % more bytes, which its context, NCCL and fragments take."""
 
 SECONDS_A_DAY = 86_400
@@ -150,7 +154,7 @@ def plan(
     chosen = parse_gpus(gpus, nodes, memory)
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: above 0, and 1 at most", "0.4 is 40 % of the peak")
-    if price < 0:
+    if not 0 <= price < math.inf:
         raise UserError(f"--price {price:g}: 0 or more")
     loaded = recipe_of(recipe, set)
     needs = list(_stages(loaded, chosen))
@@ -183,8 +187,8 @@ def parse_gpus(text: str, nodes: int = 1, memory: float = 0.0) -> Gpus:
     count = int(found[1] or 1) * nodes
     if count < 1:
         raise UserError(f"--gpus {text} --nodes {nodes}: one or more", "write 8xH100 --nodes 2")
-    if memory < 0:
-        raise UserError(f"--memory {memory:g}: 0 or more")
+    if not 0 <= memory < MOST_MEMORY:
+        raise UserError(f"--memory {memory:g}: 0 to {MOST_MEMORY:,} GB")
     size = memory or KNOWN_MEMORY[name]
     return Gpus(name, count, round(size * GIGABYTE), 1e12 * KNOWN_PEAKS[name])
 

@@ -14,9 +14,16 @@ from lmsmith.comparison.ai_feedback import rank_answers, rank_responses
 from lmsmith.comparison.judges import Compared
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import read_rankings
-from lmsmith.feedback.sample import SampledPrompt
+from lmsmith.feedback.sample import SampledPrompt, writers_of
+from lmsmith.generation.machine import prepare_reading
+from lmsmith.generation.settings import SamplingSettings
+from lmsmith.models.config import ModelConfig
+from lmsmith.models.folder import save_model
+from lmsmith.tokenizers import Tokenizer
 from model_server import model_server
+from tiny_models import TEXTS, random_decoder
 
 ASK = [{"role": "user", "content": "What is tea?"}]
 
@@ -87,6 +94,30 @@ def test_rankings_are_read_by_a_recipe_and_a_run_goes_on(tmp_path: Path) -> None
     assert (tmp_path / "sub/ai.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("rest", ["", "\n", '\n{"id": "x", "pro', '\n{"id": "'])
+def test_rows_are_added_after_a_line_that_a_kill_or_an_editor_left(
+    tmp_path: Path, rest: str
+) -> None:
+    file, known = tmp_path / "ai.jsonl", {"id": "k", "prompt": ASK, "responses": [], "ranks": []}
+    file.write_text(json.dumps(known) + rest)
+
+    def write(prompt: Sequence[dict[str, str]], count: int, seed: int) -> list[str]:
+        return ["a" * n for n in range(1, count + 1)]
+
+    def run(drawn_by: object) -> dict[str, int]:
+        return rank_answers(
+            [SampledPrompt(ASK)], {"one": write}, ByLength(), file, answers=2, seed=0,
+            progress=QuietProgress(), drawn_by=drawn_by,
+        )  # fmt: skip
+
+    assert run(0.5)["rankings"] == 1
+    assert run(0.5)["known"] == 1
+    assert run(0.7)["rankings"] == 1  # other settings are another ranking
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert rows[0] == known
+    assert len(rows) == 3
+
+
 class Undecided(ByLength):
     fingerprint = "another"
 
@@ -127,3 +158,16 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(UserError, match="no prompts"):
         api.rank_feedback(["m"], judge="j", prompts=empty, rankings=tmp_path / "ai.jsonl")
+
+
+def test_models_of_one_folder_name_are_two(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(TEXTS, 300)
+    decoder = random_decoder(ModelConfig(1, 16, 2, 32, tokenizer.vocabulary_size))
+    words = [str(tmp_path / place / "m") for place in ("x", "y")]
+    for word in words:
+        save_model(Path(word), decoder, tokenizer, {})
+    machine, settings = prepare_reading(MachineConfig()), SamplingSettings(4)
+    assert list(writers_of(words, machine, settings)) == words
+    assert list(writers_of(words[:1], machine, settings)) == ["m"]
+    with pytest.raises(UserError, match="named 2 times"):
+        writers_of([words[0], words[0]], machine, settings)

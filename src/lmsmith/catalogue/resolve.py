@@ -71,7 +71,8 @@ def resolve(word: str | Path) -> Source:
     if name.startswith("openai:"):
         raise UserError(
             f"{name}: a model behind another server, whose weights are not here",
-            "this needs a model of this machine; serve, eval, compare and feedback sample take one",
+            "this needs a model of this machine; serve, eval, compare, feedback sample and "
+            "feedback rank take one",
         )
     if is_there(path):
         return _of_path(path, name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lmsmith.comparison.judges import Judge
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, read_jsonl
+from lmsmith.core.files import fingerprint, mend_last_line, read_jsonl
 from lmsmith.core.progress import Progress
 from lmsmith.feedback.sample import SampledPrompt, Writer, collect_answers
 from lmsmith.prompts import Message
@@ -52,12 +52,15 @@ def rank_answers(
     answers: int,
     seed: int,
     progress: Progress,
+    drawn_by: object = None,
 ) -> dict[str, int]:
     """Append a ranking for each prompt to a JSONL file; after an interrupted run, the rest.
 
     Args:
         writers: models by name; each writes an equal part of the answers.
         answers: to each prompt, 2 to 9.
+        drawn_by: what else decides the answers, as JSON: sampling settings, the models' weights.
+            A prompt is known if all of it is the same.
 
     Returns:
         ``rankings`` made, ``known`` from an earlier run, ``dropped`` for want of different answers,
@@ -70,9 +73,10 @@ def rank_answers(
         raise UserError("no model writes the answers", "name one or more")
     if not 2 <= answers <= 9:
         raise UserError(f"--answers {answers}: 2 to 9 are ranked")
+    mend_last_line(file)
     known = {row.get("id") for _, row in read_jsonl(file)} if file.exists() else set()
     counts: Counter[str] = Counter(rankings=0, known=0, dropped=0, undecided=0)
-    settings = [list(writers), judge.fingerprint, answers, seed]
+    settings = [list(writers), judge.fingerprint, answers, seed, drawn_by]
     file.parent.mkdir(parents=True, exist_ok=True)
     progress.begin("prompts", len(prompts), "prompts")
     with file.open("a", encoding="utf-8") as out:

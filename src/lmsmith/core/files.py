@@ -499,6 +499,21 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
+def mend_last_line(path: Path) -> None:
+    """End the last line of a JSONL file that rows are added to; remove it if a kill tore it."""
+    content = path.read_bytes() if path.is_file() else b""
+    last = content[content.rfind(b"\n") + 1 :]
+    if not last:
+        return
+    try:
+        msgspec.json.decode(last)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        cut_torn_line(path)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; UserError if it cannot be read."""
     require_file(path)

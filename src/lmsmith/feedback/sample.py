@@ -90,13 +90,21 @@ def writers_of(
 ) -> dict[str, Writer]:
     """`writer_of` each model of this machine or behind another server, by name.
 
+    Models of one folder name, such as ``a/model`` and ``b/model``, have their whole paths as names.
+
     Raises:
-        UserError: there is no such model, or a server does not answer.
+        UserError: there is no such model, a server does not answer, or one is named twice.
     """
     local, remote = split_remote(words)
-    models: dict[str, ReadModel | RemoteModel] = {
-        Path(resolve(word).name).name or word: read_model(word) for word in local
-    }
+    short = {word: Path(resolve(word).name).name or word for word in local}
+    count = Counter([*short.values(), *remote])
+    names = [short[word] if count[short[word]] == 1 else word for word in local]
+    for name, times in Counter([*names, *remote]).items():
+        if times > 1:
+            raise UserError(f"{name}: named {times} times", "name each model once")
+    models: dict[str, ReadModel | RemoteModel] = dict(
+        zip(names, map(read_model, local), strict=True)
+    )
     return {name: writer_of(each, machine, settings) for name, each in (models | remote).items()}
 
 
