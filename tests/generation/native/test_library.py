@@ -64,6 +64,22 @@ def test_a_compiler_that_fails_is_no_error(
     assert "are being compiled for this machine, once" in caplog.text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="wheels with kernels are for Linux")
+@pytest.mark.parametrize(("needs", "advised"), [((), True), (("no such instruction",), False)])
+def test_the_wheel_is_advised_where_it_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, needs: tuple[str, ...], advised: bool
+) -> None:
+    machine = instructions.MACHINES[instructions.platform.machine()]
+    monkeypatch.setattr(instructions, "BUILT", tmp_path)
+    monkeypatch.setattr(instructions, "SETS", (InstructionSet("fake", machine, (), (), needs),))
+    monkeypatch.setattr(library, "_load", lambda: (None, ""))
+    said = library.advice_on_kernels()
+    assert "install g++" in said
+    assert ("wheel for this platform" in said) == advised
+    InstructionSet("fake", machine, (), (), needs).built.touch()
+    assert "wheel" not in library.advice_on_kernels()
+
+
 @pytest.mark.skipif(not HERE or not shutil.which("g++"), reason="no set, or no C++ compiler here")
 def test_a_set_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     chosen = HERE[-1]

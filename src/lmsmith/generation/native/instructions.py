@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -75,3 +76,10 @@ def built_here(only: InstructionSet | None = None) -> Path | None:
     """The fastest built kernels that this processor can run, of one set if it is given."""
     sets = SETS if only is None else (only,)
     return next((each.built for each in sets if each.built.is_file() and each.runs_here), None)
+
+
+def wheel_helps() -> bool:
+    """Whether kernels that this processor can run are in a wheel which is not installed."""
+    return sys.platform == "linux" and any(
+        each.runs_here and not each.built.is_file() for each in SETS
+    )

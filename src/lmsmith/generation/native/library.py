@@ -19,6 +19,7 @@ from lmsmith.generation.native.instructions import (
     built_here,
     chosen_set,
     native_flags,
+    wheel_helps,
 )
 from lmsmith.generation.native.targets import FLAGS
 
@@ -29,10 +30,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILE_SECONDS = 300
 """Limit; it takes some ten seconds of an idle processor."""
 
-SLOW = (
-    "without the C++ kernels, PyTorch writes several times more slowly; install g++, or lmsmith's "
-    "wheel for this platform"
-)
+SLOW = "without the C++ kernels, PyTorch writes several times more slowly; install g++"
 
 
 def load_library() -> ctypes.CDLL | None:
@@ -54,7 +52,11 @@ def describe_kernels() -> str:
 def advice_on_kernels() -> str:
     """Why writing is slow here and what would make it fast; empty where it is fast."""
     slow = load_library() is None and os.environ.get("LMSMITH_NATIVE") != "0"
-    return f"this is slow here: {SLOW}" if slow else ""
+    return f"this is slow here: {_slow()}" if slow else ""
+
+
+def _slow() -> str:
+    return SLOW + (", or lmsmith's wheel for this platform" if wheel_helps() else "")
 
 
 @functools.cache
@@ -78,8 +80,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             name = "this processor" if wanted is None else wanted.name
             return ctypes.CDLL(str(path)), f"compiled for {name} by {compiler}"
         except (OSError, subprocess.SubprocessError):
-            return None, f"none ({compiler} cannot compile them): {SLOW}"
-    return None, f"none: {SLOW}"
+            return None, f"none ({compiler} cannot compile them): {_slow()}"
+    return None, f"none: {_slow()}"
 
 
 def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:

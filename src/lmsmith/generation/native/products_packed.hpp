@@ -133,14 +133,18 @@ inline Floats add_unit(Floats total, Ints sums, Floats scale, float x_scale) {
     return multiply_add_lanes(__builtin_convertvector(sums, Floats) * x_scale, scale, total);
 }
 
+// What takes the sums by reference is inlined by force: Clang calls it otherwise, with all sums in
+// memory, and the AVX-512 products of many rows took more than twice the time.
+#define LMSMITH_INLINE __attribute__((always_inline)) inline
+
 // Adds up a unit's products for R rows and B registers. Totals stay in memory where the registers are
 // for the sums.
 template <int R, int B, int HALVES, bool MINIMA>
 struct Totals {
     Floats of[R][B] = {};
 
-    void add(const Part& p, const Ints (&sums)[R][B], const Floats (&scales)[B],
-             const Floats (&minima)[B], int64_t place, bool least) {
+    LMSMITH_INLINE void add(const Part& p, const Ints (&sums)[R][B], const Floats (&scales)[B],
+                            const Floats (&minima)[B], int64_t place, bool least) {
 #pragma GCC unroll 8
         for (int j = 0; j < B; ++j)
 #pragma GCC unroll 6
@@ -163,8 +167,8 @@ struct Totals {
 };
 
 template <int R, int B>
-inline void add_pair(Ints (&sums)[R][B], const Ints (&weight)[B], const int16_t* x,
-                     int64_t stride) {
+LMSMITH_INLINE void add_pair(Ints (&sums)[R][B], const Ints (&weight)[B], const int16_t* x,
+                             int64_t stride) {
 #pragma GCC unroll 6
     for (int i = 0; i < R; ++i) {
         const Ints both = all_pairs(x + i * stride);
@@ -174,7 +178,8 @@ inline void add_pair(Ints (&sums)[R][B], const Ints (&weight)[B], const int16_t*
 }
 
 template <int AT, int R, int B>
-inline void add_nibbles(Ints (&sums)[R][B], const char* w, const int16_t* x, int64_t stride) {
+LMSMITH_INLINE void add_nibbles(Ints (&sums)[R][B], const char* w, const int16_t* x,
+                                int64_t stride) {
     Ints weight[B];
 #pragma GCC unroll 8
     for (int j = 0; j < B; ++j) weight[j] = nibbles<AT>(load<Ints>(w + j * WIDTH * 4));
