@@ -27,6 +27,7 @@ class VLLMDouble:
         logprobs_mode: as vLLM names it.
         has_calls: whether it lets its weights be exchanged.
         resets: whether it forgets its prefix cache.
+        tokens, ends: of the next replies, where they are given: how many, and their finish reason.
     """
 
     url: str
@@ -37,6 +38,8 @@ class VLLMDouble:
     logprobs_mode: str = "processed_logprobs"
     has_calls: bool = True
     resets: bool = True
+    tokens: int | None = None
+    ends: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self, folder: str) -> None:
@@ -57,9 +60,10 @@ class VLLMDouble:
             log_probs=True,
         )
         ((reply,),) = answer(Engine(self.decoder), [Request(body["prompt"], settings)])
-        log_probs = [each.log_prob for each in reply.log_probs]
-        choice = {"token_ids": reply.tokens, "logprobs": {"token_logprobs": log_probs}}
-        return {"choices": [choice | {"text": "", "finish_reason": reply.finish}]}
+        tokens = reply.tokens[: self.tokens]
+        log_probs = [each.log_prob for each in reply.log_probs[: self.tokens]]
+        choice = {"token_ids": tokens, "logprobs": {"token_logprobs": log_probs}}
+        return {"choices": [choice | {"text": "", "finish_reason": self.ends or reply.finish}]}
 
 
 @contextmanager

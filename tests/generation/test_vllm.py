@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmsmith.catalogue.remote import RemoteError
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import GenerationConfig
 from lmsmith.generation import process_watch
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer, generate
-from lmsmith.generation.vllm import VLLMModel, open_vllm
+from lmsmith.generation.scheduler import Event, Failed
+from lmsmith.generation.vllm import VLLMModel, VLLMScheduler, open_vllm
 from lmsmith.generation.vllm_server import require_vllm
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -127,6 +129,38 @@ def test_stop_texts_end_a_reply(tmp_path: Path) -> None:
         ((reply,),) = answer(Engine(model, tokenizer=TOKENIZER), [Request(PROMPTS[0], cut)])
     assert server.bodies[-1]["stop"] == [stop]
     assert (reply.text, reply.finish) == (whole.text[: whole.text.index(stop)], "stop")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ends", "problem"),
+    [
+        (0, "abort", "did not finish a reply .finish_reason: abort"),
+        (2, "abort", "did not finish a reply .finish_reason: abort"),
+        (2, "error", "did not finish a reply .finish_reason: error"),
+        (0, "stop", "has no tokens"),
+    ],
+)
+def test_a_reply_that_vllm_gave_up_ends_the_run(
+    tmp_path: Path, tokens: int, ends: str, problem: str
+) -> None:
+    decoder = random_decoder(SHAPE)
+    with vllm_double() as server, opened(tmp_path, decoder, server) as model:
+        server.tokens, server.ends = tokens, ends
+        scheduler = VLLMScheduler(model, TOKENIZER)
+        scheduler.submit(Request(PROMPTS[0], SamplingSettings(12, log_probs=True)))
+        events, until = list[Event](), time.monotonic() + 20
+        while scheduler.busy and time.monotonic() < until:
+            events += scheduler.step()
+            time.sleep(0.01)
+        assert not scheduler.busy
+        *_, last = events
+        assert isinstance(last, Failed)
+        with pytest.raises(RemoteError, match=problem):
+            raise last.error
+        server.ends = "length"
+        server.tokens = 2
+        ((reply,),) = answer(Engine(model), [Request(PROMPTS[0], SamplingSettings(12))])
+        assert (len(reply.tokens), reply.finish) == (2, "length")
 
 
 def test_what_is_missing_is_named_with_its_fix(tmp_path: Path) -> None:

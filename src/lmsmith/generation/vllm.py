@@ -20,8 +20,10 @@ from lmsmith.catalogue.remote import Call, RemoteError, RemoteModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress
 from lmsmith.core.recipe import GenerationConfig
+from lmsmith.core.terminal import in_one_line
 from lmsmith.generation.remote import MOST_SEED, RemoteScheduler, Running
 from lmsmith.generation.requests import (
+    FinishReason,
     Request,
     RunningSequence,
     TokenLogProb,
@@ -300,22 +302,40 @@ class VLLMScheduler(RemoteScheduler):
 
     def _events_of(self, running: Running, sample: int, call: Call) -> Iterator[Event]:
         """A reply's events, once it is whole."""
-        request, found = running.request, call.result()
-        try:
-            (choice,) = found["choices"]
-            drawn = list(
-                zip(choice["token_ids"], choice["logprobs"]["token_logprobs"], strict=True)
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RemoteError("vLLM's reply has no tokens", code="upstream_invalid") from error
+        request = running.request
+        drawn, ends = _reply_of(call.result(), self._of.config.vocabulary_size)
         most = request.max_tokens(self._of.config.context)
         place = running.number, sample, 0
         reply = RunningSequence(request, *place, most, self.vocabulary, self._tokenizer)
         for count, (token, log_prob) in enumerate(drawn, start=1):
             wanted = request.settings.log_probs
             event = reply.append(token, TokenLogProb(token, log_prob) if wanted else None)
-            if count == len(drawn) and event.finish is None:  # vLLM has seen a stop text
-                event = dataclasses.replace(event, finish="stop")
+            if count == len(drawn) and event.finish is None:  # a stop text, or vLLM's own limit
+                event = dataclasses.replace(event, finish=ends)
             yield event
             if event.finish is not None:
                 return
+
+
+def _reply_of(found: Any, vocabulary_size: int) -> tuple[list[tuple[int, float]], FinishReason]:
+    """Tokens of a whole reply with their log-probabilities, and why it ends.
+
+    Raises:
+        RemoteError: vLLM gave the reply up, or it has no tokens, or ones that no model has.
+    """
+    try:
+        (choice,) = found["choices"]
+        ends = choice["finish_reason"]
+        tokens, log_probs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        drawn = list(zip(tokens, log_probs, strict=True))
+        are_known = all(type(token) is int and 0 <= token < vocabulary_size for token in tokens)
+        are_numbers = all(map(math.isfinite, log_probs))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RemoteError("vLLM's reply has no tokens", code="upstream_invalid") from error
+    if ends not in ("stop", "length"):
+        what = f"vLLM did not finish a reply (finish_reason: {in_one_line(str(ends))})"
+        raise RemoteError(what, "see the log of its server", code="upstream_error")
+    if not (drawn and are_known and are_numbers):
+        what = "vLLM's reply has no tokens, or ones that the model does not have"
+        raise RemoteError(what, "see the log of its server", code="upstream_invalid")
+    return drawn, "length" if ends == "length" else "stop"
