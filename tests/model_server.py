@@ -22,6 +22,7 @@ class ModelServer:
     Attributes:
         failures: for each of the next requests to write: (status, headers, body).
         ends: how a stream ends: ``done``, ``cut``, ``silent``, ``error``, ``json``.
+        raw: type and content of the next replies, where they are given.
         pause: seconds before each piece.
         bodies: of requests to write.
         hung_up: is set when a client has left in the middle of a stream.
@@ -33,6 +34,7 @@ class ModelServer:
         self.failures: list[tuple[int, dict[str, str], Any]] = []
         self.ends, self.pause, self.usage, self.key = "done", 0.0, True, ""
         self.text = TEXT
+        self.raw: tuple[str, bytes] | None = None
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.hung_up = threading.Event()
@@ -62,6 +64,10 @@ def model_server() -> Iterator[ModelServer]:
             if state.failures:
                 status, headers, content = state.failures.pop(0)
                 self.send(content, status, headers)
+                return
+            if state.raw is not None:
+                kind, content = state.raw
+                self.send(content, headers={"Content-Type": kind})
                 return
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import itertools
 import json
+import operator
 import os
 import random
 import socket
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.terminal import in_one_line
+from lmsmith.core.text import encodable
 from lmsmith.tokenizers import Tokenizer
 
 PREFIX = "openai:"
@@ -36,9 +39,18 @@ UNKNOWN_CONTEXT = 131_072
 BYTES_OF_TOKENS = 256 + 5
 """Size of a vocabulary of single bytes and control tokens."""
 
+EVENT_FIELDS = (b"data", b"event", b"id", b"retry", b"")
+"""What the lines of server-sent events begin with; nothing before the colon is a comment."""
+
 MOST_LINE, MOST_BODY, MOST_MESSAGE = 1 << 20, 8 << 20, 300
 LONGEST_WAIT = 30.0
 """Longest wait before a retry, seconds, whatever ``Retry-After`` says."""
+
+MOST_RETRY = 86_400
+"""Largest ``Retry-After`` that is passed on, seconds."""
+
+HIDDEN = 8
+"""Characters of the key in a row that no message shows."""
 
 
 class RemoteError(UserError):
@@ -132,17 +144,33 @@ def find_remote(word: str, patience: Patience | None = None) -> RemoteModel:
     """
     url, _, name = word.removeprefix(PREFIX).partition("#")
     url = url.rstrip("/")
-    parts = urlsplit(url)
-    example = f"write {PREFIX}http://127.0.0.1:8000/v1, or {PREFIX}https://HOST/v1#MODEL"
-    with contextlib.suppress(ValueError):  # of a port
+    with contextlib.suppress(ValueError):  # of a port or a host
+        parts = urlsplit(url)
         if parts.username or parts.password:
             problem = f"{PREFIX}{parts.scheme}://{parts.hostname}: a password in the address"
             raise UserError(problem, f"give the key by the environment: {KEY}=…")
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return _found(
-                RemoteModel(url, name, os.environ.get(KEY, ""), None, patience or Patience())
-            )
-    raise UserError(f"{word}: this is no address of a model server", example)
+        if _can_be_asked(url):
+            return _found(RemoteModel(url, name, _key(), None, patience or Patience()))
+    example = f"write {PREFIX}http://127.0.0.1:8000/v1, or {PREFIX}https://HOST/v1#MODEL"
+    raise UserError(f"{in_one_line(word)}: this is no address of a model server", example)
+
+
+def _can_be_asked(url: str) -> bool:
+    """Whether HTTP can send a request to the address. Raises ValueError for a port or a host."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        return False
+    parts.hostname.encode("idna")
+    return url.isprintable() and " " not in url and (parts.path + parts.query).isascii()
+
+
+def _key() -> str:
+    """The key of the environment. Raises UserError for one that no header can hold."""
+    key = os.environ.get(KEY, "")
+    if key.isascii() and key.isprintable() and " " not in key:
+        return key
+    problem = f"{KEY}: the key has a space, a line end or another character that no key has"
+    raise UserError(problem, f"set {KEY} again, to the key alone")
 
 
 def split_remote(words: Sequence[str]) -> tuple[list[str], dict[str, RemoteModel]]:
@@ -176,7 +204,7 @@ def _found(asked: RemoteModel) -> RemoteModel:
         raise UserError(f"{where}: {error.problem}", error.fix or start) from error
     rows = listed.get("data") if isinstance(listed, dict) else None
     rows = [each for each in rows or [] if isinstance(each, dict) and each.get("id")]
-    names = [in_one_line(str(each["id"])) for each in rows]
+    names = [encodable(in_one_line(str(each["id"]))) for each in rows]
     if not names:
         raise UserError(f"{where}: the server lists no model", "the address usually ends in /v1")
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
@@ -248,25 +276,41 @@ class Call:
     def events(self) -> Iterator[dict[str, Any]]:
         """The objects of a response of server-sent events, up to ``[DONE]``.
 
+        Some servers end a reply without it: one is whole once there is a ``finish_reason``.
+
         Raises:
             RemoteError: the server fails, also in the middle.
             Cancelled: by `cancel`.
         """
         with contextlib.closing(self._connection), self._explained():
-            response = self._begun()
-            while line := response.readline(MOST_LINE):
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
+            response, came, is_whole = self._begun(), False, False
+            while line := self._line(response, is_whole):
+                data = line[5:].strip() if line.startswith(b"data:") else b""
                 if data == b"[DONE]":
+                    return
+                came = came or line.partition(b":")[0] in EVENT_FIELDS
+                if not data:
+                    continue
+                if not line.endswith(b"\n") and is_whole:  # a last event, of counts, was cut
                     return
                 event = _json(data)
                 if not isinstance(event, dict):
                     raise _not_json()
-                if "error" in event:
+                if event.get("error") or event.get("object") == "error":
                     raise self._failed_in_stream(event)
+                is_whole = is_whole or _ends(event)
                 yield event
-            raise _cut()
+            if not is_whole:
+                raise _cut() if came else _no_stream(response)
+
+    def _line(self, response: http.client.HTTPResponse, is_whole: bool) -> bytes:
+        """The next line; none if the connection fails after a whole reply."""
+        try:
+            return response.readline(MOST_LINE)
+        except (OSError, http.client.HTTPException):
+            if is_whole and not self._cancelled.is_set():
+                return b""
+            raise
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -283,6 +327,10 @@ class Call:
         except (OSError, http.client.HTTPException, ValueError) as error:
             if self._cancelled.is_set():
                 raise Cancelled from error
+            if isinstance(
+                error, (ValueError, http.client.InvalidURL)
+            ):  # whose text may have the key
+                raise _unsendable() from None
             raise _cut() from error
 
     def _begun(self) -> http.client.HTTPResponse:
@@ -339,7 +387,7 @@ class Call:
     def _refused(self, status: int, content: Any, after: str | None = None) -> RemoteError:
         """The failure of a status and what the server says with it; never the key."""
         said = self._message(content)
-        retry = int(after) if after and after.isdecimal() else 0
+        retry = min(int(after[:9]), MOST_RETRY) if after and after.isdecimal() else 0
         if status in (401, 403):
             problem = "the model's server refuses the key of this one"
             return RemoteError(problem, "its operator sets the right key", code="upstream_key")
@@ -369,18 +417,36 @@ class Call:
 
     def _message(self, content: Any) -> str:
         found = _error(content).get("message")
-        text = in_one_line(found if isinstance(found, str) else "")
-        if self._model.key:
-            text = text.replace(self._model.key, "…")
+        text = encodable(in_one_line(found if isinstance(found, str) else ""))
+        text = without_key(text[: 4 * MOST_MESSAGE], self._model.key)
         return text if len(text) <= MOST_MESSAGE else f"{text[:MOST_MESSAGE]}…"
+
+
+def without_key(text: str, key: str) -> str:
+    """`text` with ``…`` for each run of `HIDDEN` or more characters that the key has in a row."""
+    size = min(len(key), HIDDEN)
+    parts = {key[start : start + size] for start in range(len(key) - size + 1)} - {""}
+    is_hidden = [False] * len(text)
+    for start in range(len(text) - size + 1):
+        if text[start : start + size] in parts:
+            is_hidden[start : start + size] = [True] * size
+    runs = itertools.groupby(zip(is_hidden, text, strict=True), key=operator.itemgetter(0))
+    return "".join("…" if hidden else "".join(c for _, c in run) for hidden, run in runs)
 
 
 def _error(content: Any) -> dict[str, Any]:
     """The ``error`` of a body; older servers have its fields in the body itself."""
     if not isinstance(content, dict):
         return {}
-    error = content.get("error", content)
+    error = content.get("error") or content
     return error if isinstance(error, dict) else {"message": error}
+
+
+def _ends(event: dict[str, Any]) -> bool:
+    """Whether the reply ends with an event."""
+    choices = event.get("choices")
+    rows = choices if isinstance(choices, list) else []
+    return any(isinstance(row, dict) and row.get("finish_reason") for row in rows)
 
 
 def _json(content: bytes) -> Any:
@@ -397,6 +463,18 @@ def _not_json() -> RemoteError:
 def _cut() -> RemoteError:
     problem = "the model's server ended the reply before it was whole"
     return RemoteError(problem, "try again", code="upstream_cut")
+
+
+def _unsendable() -> RemoteError:
+    problem = "a request to the model's server cannot be sent"
+    return RemoteError(problem, f"its operator checks its address and {KEY}", code="upstream_key")
+
+
+def _no_stream(response: http.client.HTTPResponse) -> RemoteError:
+    kind = in_one_line(response.headers.get("Content-Type") or "no Content-Type")[:60]
+    problem = f"the model's server sent no event stream ({kind})"
+    fix = "its operator checks the address, and that the server can stream"
+    return RemoteError(problem, fix, code="upstream_invalid")
 
 
 def _reason(error: BaseException) -> str:

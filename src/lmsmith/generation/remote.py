@@ -15,6 +15,7 @@ from typing import Any
 
 from lmsmith.catalogue.remote import BYTES_PER_TOKEN, Call, Cancelled, RemoteError, RemoteModel
 from lmsmith.core.errors import UserError
+from lmsmith.core.text import encodable
 from lmsmith.generation.requests import Counted, FinishReason, Request, TokenEvent
 from lmsmith.generation.scheduler import Admitted, Event, Failed
 from lmsmith.generation.settings import SamplingSettings
@@ -25,6 +26,12 @@ TOKEN = -1
 
 MOST_SEED = 2**31
 """Seeds that every server takes are below it."""
+
+MOST_TOKENS = 2**31
+"""No count of tokens is as large."""
+
+GIVEN_UP = ("abort", "error")
+"""Finish reasons of replies that their server gave up."""
 
 _CANNOT = "another server runs this model"
 
@@ -191,15 +198,21 @@ class RemoteScheduler:
 
     def _events_of(self, running: Running, sample: int, call: Call) -> Iterator[Event]:
         """A sample's events, from the server's."""
-        number, finish, pieces = running.number, "", 0
+        number, finish, pieces, half = running.number, "", 0, ""
         usage: dict[str, Any] = {}
         for event in call.events():
-            usage = event.get("usage") or usage
+            usage = found if isinstance(found := event.get("usage"), dict) else usage
             text, ends = _piece(event)
+            text, half = _joined(half + text)
             finish = ends or finish
             if text:
                 pieces += 1
                 yield TokenEvent(number, sample, TOKEN, text=text)
+        if half:
+            yield TokenEvent(number, sample, TOKEN, text=encodable(half))
+        if finish in GIVEN_UP:
+            problem = f"the model's server did not finish the reply (finish_reason: {finish})"
+            raise RemoteError(problem, "try again", code="upstream_error")
         yield _counted(running.request, number, usage, pieces)
         last: FinishReason = "length" if finish == "length" else "stop"
         yield TokenEvent(number, sample, TOKEN, finish=last)
@@ -263,9 +276,20 @@ def _piece(event: dict[str, Any]) -> tuple[str, str]:
 
 def _counted(request: Request, number: int, usage: dict[str, Any], pieces: int) -> Counted:
     """Tokens as the server counts them; else about, from bytes and pieces of text."""
-    prompt, new = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if isinstance(prompt, int) and isinstance(new, int):
+    prompt, new = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is not None and new is not None:
         details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-        return Counted(number, prompt, new, cached if isinstance(cached, int) else 0)
+        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        return Counted(number, prompt, new, min(cached or 0, prompt))
     return Counted(number, -(-len(request.prompt) // BYTES_PER_TOKEN), pieces, 0, True)
+
+
+def _count(given: object) -> int | None:
+    """A number of tokens, unless what is given can be none."""
+    return given if type(given) is int and 0 <= given < MOST_TOKENS else None
+
+
+def _joined(text: str) -> tuple[str, str]:
+    """Text that can be encoded, and half of a character at its end, whose rest may come."""
+    end = len(text) - ("\ud800" <= text[-1:] <= "\udbff")
+    return encodable(text[:end]), text[end:]
