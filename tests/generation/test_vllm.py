@@ -174,6 +174,8 @@ def test_what_is_missing_is_named_with_its_fix(tmp_path: Path) -> None:
     assert fix in said
     assert "has no vLLM" in (said := refused(vllm_python=sys.executable))
     assert fix in said
+    for url in ("127.0.0.1:8000", "http://[x", "http://h:port"):
+        assert "no address of a server" in refused(vllm_url=url)
     with vllm_double() as server:
         server.logprobs_mode = "raw_logprobs"
         assert "--logprobs-mode processed_logprobs" in refused(vllm_url=server.url)

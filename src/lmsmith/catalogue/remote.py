@@ -149,19 +149,20 @@ def find_remote(word: str, patience: Patience | None = None) -> RemoteModel:
         if parts.username or parts.password:
             problem = f"{PREFIX}{parts.scheme}://{parts.hostname}: a password in the address"
             raise UserError(problem, f"give the key by the environment: {KEY}=…")
-        if _can_be_asked(url):
+        if can_be_asked(url):
             return _found(RemoteModel(url, name, _key(), None, patience or Patience()))
     example = f"write {PREFIX}http://127.0.0.1:8000/v1, or {PREFIX}https://HOST/v1#MODEL"
     raise UserError(f"{in_one_line(word)}: this is no address of a model server", example)
 
 
-def _can_be_asked(url: str) -> bool:
-    """Whether HTTP can send a request to the address. Raises ValueError for a port or a host."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        return False
-    parts.hostname.encode("idna")
-    return url.isprintable() and " " not in url and (parts.path + parts.query).isascii()
+def can_be_asked(url: str) -> bool:
+    """Whether HTTP can send a request to the address."""
+    with contextlib.suppress(ValueError):  # of a port or a host
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            parts.hostname.encode("idna")
+            return url.isprintable() and " " not in url and (parts.path + parts.query).isascii()
+    return False
 
 
 def _key() -> str:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmsmith.catalogue.remote import Call, Patience, RemoteError, RemoteModel
+from lmsmith.catalogue.remote import Call, Patience, RemoteError, RemoteModel, can_be_asked
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress
 from lmsmith.core.recipe import GenerationConfig
@@ -74,7 +74,9 @@ def server_at(url: str) -> RemoteModel:
 
 def _require_calls(url: str) -> None:
     """Refuse a server that does not answer, or does not let its weights be exchanged."""
-    where = f"generation.vllm_url = {url}"
+    where = f"generation.vllm_url = {in_one_line(url)}"
+    if not can_be_asked(url):
+        raise UserError(f"{where}: no address of a server", "write http://127.0.0.1:8000")
     try:
         settings = _settings(url)["model_config"]
     except RemoteError as error:
