@@ -145,6 +145,9 @@ def test_a_reply_that_vllm_gave_up_ends_the_run(
 ) -> None:
     decoder = random_decoder(SHAPE)
     with vllm_double() as server, opened(tmp_path, decoder, server) as model:
+        server.tokens, server.ends = 2, "length"
+        ((reply,),) = answer(Engine(model), [Request(PROMPTS[0], SamplingSettings(12))])
+        assert (len(reply.tokens), reply.finish) == (2, "length")
         server.tokens, server.ends = tokens, ends
         scheduler = VLLMScheduler(model, TOKENIZER)
         scheduler.submit(Request(PROMPTS[0], SamplingSettings(12, log_probs=True)))
@@ -157,10 +160,6 @@ def test_a_reply_that_vllm_gave_up_ends_the_run(
         assert isinstance(last, Failed)
         with pytest.raises(RemoteError, match=problem):
             raise last.error
-        server.ends = "length"
-        server.tokens = 2
-        ((reply,),) = answer(Engine(model), [Request(PROMPTS[0], SamplingSettings(12))])
-        assert (len(reply.tokens), reply.finish) == (2, "length")
 
 
 def test_what_is_missing_is_named_with_its_fix(tmp_path: Path) -> None:
