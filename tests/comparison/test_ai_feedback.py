@@ -16,7 +16,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import read_rankings
-from lmsmith.feedback.sample import SampledPrompt, writers_of
+from lmsmith.feedback.sample import SampledPrompt, prompts_of, writers_of
 from lmsmith.generation.machine import prepare_reading
 from lmsmith.generation.settings import SamplingSettings
 from lmsmith.models.config import ModelConfig
@@ -156,6 +156,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             )  # fmt: skip
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
+    (tmp_path / "blank.jsonl").write_text('{"prompt": " "}\n')
+    with pytest.raises(UserError, match=r"blank.jsonl, line 1: an empty prompt"):
+        list(prompts_of(tmp_path / "blank.jsonl"))
     with pytest.raises(UserError, match="no prompts"):
         api.rank_feedback(["m"], judge="j", prompts=empty, rankings=tmp_path / "ai.jsonl")
 

@@ -70,8 +70,6 @@ def validate_messages(messages: object, where: str) -> list[dict[str, str]]:
 def validate_prompt(prompt: object, where: str) -> list[dict[str, str]]:
     """Check a prompt from outside: messages that end with the user's, or the text of one."""
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise UserError(f"{where}: an empty prompt", "write a text, or remove the row")
         return [{"role": "user", "content": prompt}]
     messages = validate_messages(prompt, f"{where}, 'prompt'")
     if messages[-1]["role"] != "user":

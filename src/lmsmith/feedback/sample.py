@@ -55,7 +55,10 @@ def prompts_of(path: Path) -> Iterator[SampledPrompt]:
     for line, row in read_jsonl(path):
         where = f"{path}, line {line}"
         if "prompt" in row:
-            yield SampledPrompt(validate_prompt(row["prompt"], where))
+            prompt = validate_prompt(row["prompt"], where)
+            if not prompt[-1]["content"].strip():
+                raise UserError(f"{where}: an empty prompt", "write a text, or remove the row")
+            yield SampledPrompt(prompt)
         elif "messages" in row:
             messages = validate_messages(row["messages"], where)
             while messages and messages[-1]["role"] != "user":
