@@ -83,7 +83,7 @@ class Stack(nn.Module):
             block.attention.explicit = is_host(device_of(self))
 
     def compile_blocks(self, *, lengths_vary: bool = False) -> None:
-        """Compile the blocks for training, for each shape anew or, where lengths vary, for all."""
+        """Compile the blocks for training: for each shape, or once where lengths vary."""
         self.compiled = True
         if not lengths_vary:  # the explicit kernel is another one for every length
             self.attend_explicitly()

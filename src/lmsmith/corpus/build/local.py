@@ -421,7 +421,7 @@ def shard_task(
 
 
 def document_order(document: Document) -> tuple[bytes, str, str]:
-    """Equal ids, which no reader should make, are told apart by the text."""
+    """By a hash of the id. Documents of one id, which no reader makes, stand by their texts."""
     return digest(document.id), document.id, document.text
 
 
