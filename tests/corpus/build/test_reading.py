@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -509,3 +510,15 @@ def test_wide_characters_without_a_mark(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_bytes(TEXT.encode(encoding))
     (tmp_path / "b.jsonl").write_bytes(json.dumps({"text": TEXT}).encode(encoding))
     assert set(texts(read(tmp_path)).values()) == {TEXT}
+
+
+def test_a_full_disk_leaves_no_file_out(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pq.write_table(pa.table({"text": [TEXT]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    (tmp_path / "a.parquet").unlink()
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        read(tmp_path)

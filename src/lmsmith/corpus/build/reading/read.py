@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -82,8 +83,14 @@ def read_part(part: Part, source: SourceConfig, config: ReadConfig) -> Iterator[
 
 
 def _may_pass(part: Part, error: Exception) -> bool:
-    """Whether the system or a storage failed, rather than what the file holds."""
+    """Whether the system or a storage failed, rather than what the file holds.
+
+    Raises:
+        OSError: the disk is full, which ends the build: no file is left out for that.
+    """
     cause = error.__cause__ if isinstance(error, Unreadable) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise cause
     if isinstance(cause, OSError):
         return cause.errno is not None or str(error).startswith("cannot be read")
     return cause is error and is_remote(part.place)  # each storage's package has errors of its own
