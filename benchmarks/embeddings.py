@@ -2,10 +2,10 @@
 
     python benchmarks/embeddings.py all-minilm-l6-v2 texts.txt
 
-Both read the same files with the same tokenizer and as many threads, at batch 1 and 64, in float32 and
-in bf16. The peer pads each batch to its longest text, as sentence-transformers does. The time is the
-processor's, best of several rounds in which all four take turns, so that other work on the machine
-counts less.
+Both read the same files with the same tokenizer and as many threads, at batch 1 and 64, in float32
+and in bf16. The peer pads each batch to its longest text, as sentence-transformers does. The time
+is the processor's, best of several rounds in which all four take turns, so that other work on the
+machine counts less.
 """
 
 from __future__ import annotations
