@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.cuda import nccl
+
+from lmsmith.device import current_device, synchronise
 from lmsmith.generation.engine import Engine, Request, SamplingSettings, answer
+from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.interop.folders import read_transformers_folder
+from lmsmith.models.interop.transformers import family_of, from_transformers
 from loopback import JSONHandler, serving
 
 
@@ -28,6 +35,11 @@ class VLLMDouble:
         has_calls: whether it lets its weights be exchanged.
         resets: whether it forgets its prefix cache.
         tokens, ends: of the next replies, where they are given: how many, and their finish reason.
+        device: takes weights by NCCL there; None if it was not started for that.
+        dtype: as vLLM names its weights' type.
+        shape: of the model whose weights come by NCCL.
+        refused: path → status of its failure.
+        joined, updates: what came with the calls that make it join NCCL, and receive.
     """
 
     url: str
@@ -40,6 +52,12 @@ class VLLMDouble:
     resets: bool = True
     tokens: int | None = None
     ends: str | None = None
+    device: torch.device | None = None
+    dtype: str = "torch.float32"
+    shape: ModelConfig | None = None
+    refused: dict[str, int] = field(default_factory=dict)
+    joined: list[dict[str, Any]] = field(default_factory=list)
+    updates: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self, folder: str) -> None:
@@ -47,6 +65,34 @@ class VLLMDouble:
         self.decoder = Decoder(config).eval()
         self.decoder.load_state_dict(state)
         self.folders.append(folder)
+
+    def join(self, about: dict[str, Any]) -> None:
+        """Rank 1 of the group, which adds up one number first, as vLLM's workers do."""
+        assert self.device is not None
+        self.joined.append(about)
+        name = base64.b64decode(about["nccl_unique_id_b64"], validate=True)
+        with current_device(self.device):
+            self.group = nccl.init_rank(about["world_size"], name, about["rank_offset"])
+            nccl.all_reduce([torch.zeros(1, device=self.device)], comms=[self.group])
+            synchronise(self.device)
+
+    def receive(self, about: dict[str, Any]) -> None:
+        """Weights in the announced order; the model has them once the update is finished."""
+        assert self.device is not None
+        assert self.shape is not None
+        self.updates.append(about)
+        state = {}
+        names, shapes = about["names"], about["shapes"]
+        with current_device(self.device):
+            for name, dtype, shape in zip(names, about["dtype_names"], shapes, strict=True):
+                weight = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+                nccl.broadcast([weight], comms=[self.group])
+                state[name] = weight
+            synchronise(self.device)
+        _, settings = family_of(replace(self.shape, tied_embeddings=False))
+        config, read = from_transformers(settings, state)
+        self.decoder = Decoder(config).eval()
+        self.decoder.load_state_dict(read)
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """The completion of a prompt of token ids."""
@@ -73,8 +119,12 @@ def vllm_double() -> Iterator[VLLMDouble]:
             if self.path == "/v1/models":
                 self.send({"data": [{"id": "base", "parent": None}]})
             elif self.path.startswith("/server_info") and state.has_calls:
-                settings = {"logprobs_mode": state.logprobs_mode}
-                self.send({"vllm_config": {"model_config": settings}})
+                settings = {"logprobs_mode": state.logprobs_mode, "dtype": state.dtype}
+                way = {"backend": "nccl"} if state.device is not None else None
+                found = {"model_config": settings, "weight_transfer_config": way}
+                self.send({"vllm_config": found})
+            elif self.path == "/get_world_size":
+                self.send({"world_size": 1})
             else:
                 self.send({"detail": "Not Found"}, 404)
 
@@ -82,7 +132,15 @@ def vllm_double() -> Iterator[VLLMDouble]:
             body = self.body()
             with state.lock:
                 state.calls.append(self.path)
-                if self.path == "/v1/completions":
+                if self.path in state.refused:
+                    self.send({"error": {"message": "no such group"}}, state.refused[self.path])
+                elif self.path == "/init_weight_transfer_engine":
+                    state.join(body["init_info"])
+                    self.send({"message": "Weight transfer initialized"})
+                elif self.path == "/update_weights":
+                    state.receive(body["update_info"])
+                    self.send({"message": "Weights updated"})
+                elif self.path == "/v1/completions":
                     state.bodies.append(body)
                     self.send(state.complete(body))
                 elif self.path == "/collective_rpc":

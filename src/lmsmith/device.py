@@ -115,6 +115,28 @@ def is_host(device: torch.device) -> bool:
     return device.type == HOST.type
 
 
+def processes_here() -> int:
+    """Processes of a run on this machine, which share its cores, and take a GPU each."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def free_gpus() -> list[str]:
+    """GPUs by CUDA that no process of this run takes, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [name.strip() for name in visible.split(",")][processes_here() : count]
+
+
+def sends_by_nccl(device: torch.device) -> bool:
+    """Whether NCCL sends what is on a device: a GPU by CUDA, and a PyTorch built with NCCL."""
+    return device.type == "cuda" and hasattr(torch._C, "_nccl_init_rank")
+
+
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside, this thread's calls to CUDA go to the device; a new thread begins with the first."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether the device computes in double precision, in which tokens are drawn; MPS does not."""
     return device.type != "mps"

@@ -16,12 +16,17 @@ from scenario import PRETRAIN, TOKENIZER, documents, run_generation, run_stages,
 
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import write_json
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.progress import QuietProgress
+from lmsmith.core.recipe import GenerationConfig, MachineConfig
+from lmsmith.generation.vllm import open_vllm
 from lmsmith.gpu_check import generation_speed, graph_check, training_speed
+from lmsmith.models.config import ModelConfig
 from lmsmith.models.presets import PRESETS
 from lmsmith.stages import pretrain
 from lmsmith.training import loop
 from lmsmith.training.machine import prepare_process
+from tiny_models import random_decoder
+from vllm_double import vllm_double
 
 pytestmark = pytest.mark.gpu
 
@@ -104,3 +109,24 @@ def test_decode_graphs_give_the_same_logits_and_more_speed(monkeypatch: pytest.M
         print(streams, speeds)
         if streams == 1:
             assert speeds[0] > speeds[1]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs: NCCL needs two")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_go_to_another_gpu_by_nccl(tmp_path: Path, dtype: str) -> None:
+    """A double of vLLM's server has the second GPU, and receives by PyTorch's own calls."""
+    shape = ModelConfig(2, 64, 2, 128, TOKENIZER.vocabulary_size)
+    policies = [random_decoder(shape, seed).to(torch.device("cuda", 0)) for seed in (0, 1)]
+    with vllm_double() as server:
+        server.device, server.shape = torch.device("cuda", 1), shape
+        server.dtype = f"torch.{dtype}"
+        config = GenerationConfig("vllm", vllm_url=server.url, vllm_transfer="nccl")
+        with open_vllm(
+            config, policies[0], TOKENIZER, tmp_path / "weights", dtype="float32",
+            progress=QuietProgress(), device=torch.device("cuda", 0), seconds=60.0,
+        ) as model:  # fmt: skip
+            model.bring(policies[1])
+        assert server.decoder is not None
+        for name, weight in policies[1].state_dict().items():
+            there = server.decoder.state_dict()[name]
+            assert torch.equal(there, weight.to(there.device, getattr(torch, dtype)).float()), name

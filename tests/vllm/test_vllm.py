@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from served_kinds import ADAPTER, TOKENIZER, Kind
+from served_kinds import ADAPTER, PROMPTS, TOKENIZER, Kind, assert_equal, replies_of
 from torch import Tensor
 
 from lmsmith.catalogue.remote import Call
@@ -28,41 +28,6 @@ from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 
 pytestmark = pytest.mark.vllm
-
-TIE = 1e-3
-"""Nats between the two likeliest tokens below which rounding may choose."""
-
-PROMPTS = [[0, 40 + row, 60, 61 + row % 7, *range(70, 70 + 3 * row)] for row in range(12)]
-
-
-def replies_of(
-    model: VLLMModel | Decoder, prompts: list[list[int]] = PROMPTS, top: int = 0
-) -> list[list[tuple[int, float, float]]]:
-    """Greedy replies: (token, log-probability, lead over the next likeliest; 0 if not asked)."""
-    settings = SamplingSettings(24, temperature=0, log_probs=True, top_log_probs=top)
-    found = answer(Engine(model), [Request(prompt, settings) for prompt in prompts])
-    return [
-        [
-            (each.token, each.log_prob, each.top[0][1] - each.top[1][1] if top else 0.0)
-            for each in reply.log_probs
-        ]
-        for (reply,) in found
-    ]
-
-
-def assert_equal(model: VLLMModel, decoder: Decoder, prompts: list[list[int]] = PROMPTS) -> int:
-    """Tokens and log-probabilities are equal up to the first near-tie; returns tokens compared."""
-    compared = 0
-    for theirs, ours in zip(
-        replies_of(model, prompts), replies_of(decoder, prompts, 2), strict=True
-    ):
-        for (token, log_prob, _), (own, own_log_prob, lead) in zip(theirs, ours, strict=True):
-            if token != own:
-                assert lead < TIE
-                break
-            assert log_prob == pytest.approx(own_log_prob, abs=1e-4)
-            compared += 1
-    return compared
 
 
 def test_exported_models_write_the_same_tokens(kind: Kind) -> None:

@@ -57,7 +57,8 @@ class MachineConfig:
     """With several processes: whether each holds a part of a model's weights, gradients and
     optimiser alone. auto: where all of them take over half of a process's memory."""
     timeout_seconds: PositiveFloat = 600.0
-    """With several processes: seconds after which one that does not answer is given up."""
+    """Seconds after which a process that does not answer is given up, where there are several; and
+    vLLM's server, where it takes weights by NCCL."""
     checkpoint_seconds: NonNegativeFloat = 30.0
     """Seconds between checkpoints: the most work that a kill can cost. 0 saves after every step."""
 
@@ -73,9 +74,13 @@ class GenerationConfig:
     environment variable LMSMITH_VLLM_PYTHON, else this Python."""
     vllm_url: str = ""
     """Address of a running server, such as http://127.0.0.1:8000, in place of starting one. It must
-    read the files of this machine, and run with VLLM_SERVER_DEV_MODE=1."""
+    run with VLLM_SERVER_DEV_MODE=1, and read the files of this machine or take weights by NCCL."""
     vllm_options: tuple[str, ...] = ()
     """More options of the server that is started, such as --tensor-parallel-size=8."""
+    vllm_transfer: Literal["auto", "files", "nccl"] = "auto"
+    """Way of whole weights to the server: ``files`` that it reads, or ``nccl`` from GPU to GPU.
+    auto: NCCL where a server is started on free GPUs, or a running one was started for NCCL.
+    Adapters are always files."""
     vllm_memory: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.3
     """Share of the memory (of the GPU, or of the machine) that the server takes."""
     vllm_requests: PositiveInt = 128

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lmsmith.catalogue.export import token_ids
+import torch
+
 from lmsmith.catalogue.remote import Call, RemoteError, RemoteModel
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import Progress
 from lmsmith.core.recipe import GenerationConfig
 from lmsmith.core.terminal import in_one_line
+from lmsmith.device import HOST
 from lmsmith.generation.remote import MOST_SEED, RemoteScheduler, Running
 from lmsmith.generation.requests import (
     FinishReason,
@@ -32,15 +34,23 @@ from lmsmith.generation.requests import (
 from lmsmith.generation.scheduler import Event
 from lmsmith.generation.vllm_server import has_lora, require_vllm, running_server, server_at
 from lmsmith.generation.vocabulary import Vocabulary
-from lmsmith.models.adapters import AdapterConfig, TrainedState, has_adapters, merged_state
+from lmsmith.generation.weight_transfer import (
+    SECONDS,
+    FileTransfer,
+    NCCLTransfer,
+    WeightTransfer,
+    ask,
+    choose_route,
+    empty_folder,
+    write_model,
+)
+from lmsmith.models.adapters import AdapterConfig, TrainedState, has_adapters
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.interop.folders import write_transformers_model
 from lmsmith.models.interop.peft import write_peft_folder
 from lmsmith.models.interop.transformers import family_of
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.tokenizers import Tokenizer
-from lmsmith.tokenizers.hugging_face import to_hugging_face
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.parallel import team
 
@@ -62,10 +72,11 @@ class VLLMModel:
     Args:
         config: its shape.
         tokenizer: its tokenizer.
-        folder: gets weights on their way; the server reads them there.
+        folder: gets adapters on their way; the server reads them there.
         adapter: settings of the adapters that are exchanged; None where whole weights are.
         requests: maximum number of replies in progress.
         server: None in a process that only waits for the replies of another one.
+        transfer: way of whole weights to the server; files in ``folder`` if None.
 
     Attributes:
         version: number of times that the weights were exchanged.
@@ -80,12 +91,16 @@ class VLLMModel:
         adapter: AdapterConfig | None = None,
         requests: int = 128,
         server: RemoteModel | None = None,
+        transfer: WeightTransfer | None = None,
     ) -> None:
         self.config, self.tokenizer, self.requests = config, tokenizer, requests
         self.vocabulary = Vocabulary(tokenizer, config.vocabulary_size, breaks=True)
         self.version = 0
         self._folder, self._adapter, self._server = folder, adapter, server
         self._name = server.model if server is not None else ""
+        if server is not None and transfer is None:
+            transfer = FileTransfer(server, folder, tokenizer)
+        self._transfer = transfer
 
     @property
     def server(self) -> RemoteModel:
@@ -111,46 +126,27 @@ class VLLMModel:
                 "vLLM's server holds a model of another shape than the one that shall write",
                 'set generation.engine = "lmsmith"',
             )
-        place = self._folder / f"weights-{self.version % 2}"
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
         if self._adapter is not None and has_adapters(decoder):
+            place = empty_folder(self._folder / f"adapter-{self.version % 2}")
             state = TrainedState(decoder).state_dict()
             write_peft_folder(place, self.server.model, self.config, self._adapter, state)
             loaded = {"lora_name": ADAPTER, "lora_path": str(place.absolute())}
-            self._call("/v1/load_lora_adapter", loaded | {"load_inplace": True}, text=True)
+            body = loaded | {"load_inplace": True}
+            ask(Call(self.server, "/v1/load_lora_adapter", body), text=True)
             self._name = ADAPTER
         else:
-            write_model(place, decoder, self.tokenizer)
-            path = {"weights_path": str(place.absolute())}
-            self._call("/collective_rpc", {"method": "reload_weights", "kwargs": path})
+            assert self._transfer is not None
+            self._transfer.send(decoder)
             self._name = self.server.model
-        if self._call("/reset_prefix_cache", {}).get("success") is not True:
+        if ask(Call(self.server, "/reset_prefix_cache", {})).get("success") is not True:
             raise UserError("vLLM's server kept rows of the weights before", "see its log")
         self.version += 1
         return self.version
 
-    def _call(self, path: str, body: dict[str, Any], text: bool = False) -> Any:
-        call = Call(self.server, path, body)
-        try:
-            return call.text() if text else call.result()
-        except RemoteError as error:
-            what = f"vLLM's server did not take the weights: {error.problem}"
-            raise UserError(what, "see its log") from error
-
-
-def write_model(folder: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
-    """Weights, config and tokenizer as a Hugging Face folder; adapters are merged.
-
-    The unembedding stands by itself where it is the token embedding: vLLM's build for processors
-    (0.32) keeps a packed copy of it, which new weights replace only if they name it.
-    """
-    config, state = decoder.config, merged_state(decoder)
-    if config.tied_embeddings:
-        state["unembedding.weight"] = state["token_embedding.weight"]
-        config = dataclasses.replace(config, tied_embeddings=False)
-    to_hugging_face(tokenizer, folder)
-    write_transformers_model(folder, config, state, tokens=token_ids(tokenizer))
+    def close(self) -> None:
+        """Leave the server, whose weights are no longer exchanged."""
+        if self._transfer is not None:
+            self._transfer.close()
 
 
 @contextlib.contextmanager
@@ -164,8 +160,8 @@ def stage_engine(
     if out.generation.engine == "lmsmith":
         yield None
         return
-    folder = out.checkpoints / "vllm"
-    dtype: Dtype = "bfloat16" if resolve_machine(out.machine).precision == "bf16" else "float32"
+    folder, machine = out.checkpoints / "vllm", resolve_machine(out.machine)
+    dtype: Dtype = "bfloat16" if machine.precision == "bf16" else "float32"
     with open_vllm(
         out.generation,
         decoder,
@@ -175,6 +171,8 @@ def stage_engine(
         progress=out.progress,
         adapter=adapter,
         leads=team().leads,
+        device=machine.place,
+        seconds=out.machine.timeout_seconds,
     ) as model:
         yield model
 
@@ -190,6 +188,8 @@ def open_vllm(
     progress: Progress,
     adapter: AdapterConfig | None = None,
     leads: bool = True,
+    device: torch.device = HOST,
+    seconds: float = SECONDS,
 ) -> Iterator[VLLMModel]:
     """A model on vLLM's server: one that is started for the block, or one that runs.
 
@@ -203,9 +203,12 @@ def open_vllm(
         adapter: settings of adapters that are brought later. Where vLLM has none for the model's
             architecture, they are merged.
         leads: whether this process asks the server; another one starts none.
+        device: of the weights in this process.
+        seconds: longest time of one call of a transfer by NCCL.
 
     Raises:
-        UserError: vLLM is not there, or has no such model.
+        UserError: vLLM is not there, has no such model, or takes no weights by NCCL where the
+            settings name it.
     """
     family, _ = family_of(decoder.config)
     if family.model_type not in FAMILIES:
@@ -219,13 +222,21 @@ def open_vllm(
     require_vllm(settings)
     if settings.vllm_url and not has_lora(settings.vllm_url):
         adapter = None
-    about = decoder.config, tokenizer, folder, adapter, settings.vllm_requests
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    route = choose_route(settings, device, adapters=adapter is not None)
+
+    def model_on(server: RemoteModel) -> VLLMModel:
+        transfer = NCCLTransfer(server, device, seconds) if route.nccl else None
+        about = decoder.config, tokenizer, folder, adapter, settings.vllm_requests
+        return VLLMModel(*about, server, transfer)
+
+    empty_folder(folder)
+    if route.nccl:
+        progress.note("weights go to vLLM's server by NCCL")
     if settings.vllm_url:
-        model = VLLMModel(*about, find_server(settings.vllm_url))
+        model = model_on(find_server(settings.vllm_url))
         model.bring(decoder)
         yield model
+        model.close()
     else:
         base = folder / "base"
         base.mkdir()
@@ -236,10 +247,12 @@ def open_vllm(
             context=decoder.config.context,
             dtype=dtype,
             lora_rank=adapter.rank if adapter is not None else 0,
+            gpus=route.gpus,
+            nccl=route.nccl,
             folder=folder,
             progress=progress,
         ) as server:
-            yield VLLMModel(*about, server)
+            yield model_on(server)
     shutil.rmtree(folder)
 
 

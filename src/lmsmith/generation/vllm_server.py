@@ -33,6 +33,9 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 LOG_FILE = "vllm.log"
 
+NCCL_OPTION = "--weight-transfer-config", '{"backend": "nccl"}'
+"""Option of a server that takes weights by NCCL, and its value."""
+
 CALLS, LOOKS = Patience(read=1800.0), Patience(read=60.0, retries=0)
 """Limits of requests, which may wait for all others, and of looks whether a server is ready."""
 
@@ -78,7 +81,7 @@ def _require_calls(url: str) -> None:
     if not can_be_asked(url):
         raise UserError(f"{where}: no address of a server", "write http://127.0.0.1:8000")
     try:
-        settings = _settings(url)["model_config"]
+        settings = server_settings(url)["model_config"]
     except RemoteError as error:
         if error.code == "upstream_unreachable":
             raise UserError(f"{where}: {error.problem}", "start that server first") from error
@@ -95,10 +98,11 @@ def _require_calls(url: str) -> None:
 
 def has_lora(url: str) -> bool:
     """Whether a running server takes adapters."""
-    return bool(_settings(url).get("lora_config"))
+    return bool(server_settings(url).get("lora_config"))
 
 
-def _settings(url: str) -> dict[str, Any]:
+def server_settings(url: str) -> dict[str, Any]:
+    """All settings that a running server has resolved."""
     server = replace(server_at(url), patience=LOOKS)
     info = Call(server, "/server_info?config_format=json", None).result()
     found: dict[str, Any] = info["vllm_config"]
@@ -113,6 +117,8 @@ def running_server(
     context: int,
     dtype: str,
     lora_rank: int,
+    gpus: Sequence[str] = (),
+    nccl: bool = False,
     folder: Path,
     progress: Progress,
 ) -> Iterator[RemoteModel]:
@@ -124,6 +130,8 @@ def running_server(
         context: tokens of a prompt and its response.
         dtype: ``float32`` or ``bfloat16``.
         lora_rank: of adapters that come later; 0 for none.
+        gpus: that it computes on, by CUDA's names; those that this process sees if empty.
+        nccl: whether weights come by NCCL later.
         folder: gets the log.
         progress: shows the start, which takes a minute or more.
 
@@ -147,6 +155,7 @@ def running_server(
     if lora_rank:
         room = next((rank for rank in LORA_RANKS if rank >= lora_rank), lora_rank)
         words += ["--enable-lora", f"--max-lora-rank={room}", "--max-loras=1"]
+    words += NCCL_OPTION if nccl else ()
     python = str(Path(shutil.which(vllm_python(config)) or "").absolute())
     command = [python, "-m", "vllm.entrypoints.openai.api_server", *words, *config.vllm_options]
     watch = [sys.executable, str(Path(__file__).with_name("process_watch.py")), *command]
@@ -159,7 +168,7 @@ def running_server(
             stdout=output,
             stderr=output,
             cwd=folder,
-            env=_environment(Path(python)),
+            env=_environment(Path(python), gpus),
         )
     server = RemoteModel(f"http://127.0.0.1:{port}", name, patience=LOOKS)
     try:
@@ -208,9 +217,11 @@ def _last_error(log: Path) -> str:
     return in_one_line((errors or lines or ["its log is empty"])[-1])[-300:]
 
 
-def _environment(python: Path | None = None) -> dict[str, str]:
-    """Variables of the server: its own packages, and on processors every core and fast memory."""
+def _environment(python: Path | None = None, gpus: Sequence[str] = ()) -> dict[str, str]:
+    """Variables of the server: its own packages, its GPUs, and on processors every core and fast
+    memory."""
     kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    kept |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
     if python is None:
         return kept
     place = python.parent

@@ -510,9 +510,12 @@ class _Run:
         if self.recipe.generation.engine == "vllm" and any(
             stage.draws for stage in self.stages.values()
         ):
+            from lmsmith.device import choose_device
             from lmsmith.generation.vllm_server import require_vllm
+            from lmsmith.generation.weight_transfer import choose_route
 
             require_vllm(self.recipe.generation)
+            choose_route(self.recipe.generation, choose_device(self.recipe.machine.device))
 
     def open_stage(self, identity: Identity, decision: Decision, folder: Path) -> WatchedProgress:
         """Prepare the folder that the stage works in, and begin its record, started.json."""

@@ -30,6 +30,7 @@ from lmsmith.device import (
     instruction_set,
     is_host,
     known_peak,
+    processes_here,
     product_dtype,
     synchronise,
 )
@@ -94,11 +95,6 @@ class ResolvedMachine:
         ``keeps_copies`` is that of `lmsmith.device.autocast`.
         """
         return autocast(self.place, self.dtype, keeps_copies=keeps_copies)
-
-
-def processes_here() -> int:
-    """Processes of a run on this machine, which share its cores."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def resolve_machine(config: MachineConfig) -> ResolvedMachine:

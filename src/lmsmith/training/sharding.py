@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lmsmith.device import HOST
+from lmsmith.device import HOST, processes_here
 from lmsmith.models.adapters import has_adapters
 from lmsmith.models.stack import Stack
 from lmsmith.runs.stage_folder import describe_hardware
-from lmsmith.training.machine import ResolvedMachine, processes_here
+from lmsmith.training.machine import ResolvedMachine
 from lmsmith.training.parallel import team
 
 if TYPE_CHECKING:  # they take a second to import, which a run of one process does not need
