@@ -239,13 +239,13 @@ def test_a_choice_is_learnt(base: Path, tmp_path: Path) -> None:
 def test_few_examples_have_all_labels_and_weigh_alike(base: Path, tmp_path: Path) -> None:
     rare = [row for row in ROWS if row["label"] == "yes"] + [ROWS[-1], ROWS[-2], ROWS[-3]]
     task = task_file(tmp_path, rare)
-    config = replace(
-        CONFIG, task=str(task), epochs=1, examples=4, class_weights="balanced", test_examples=5
-    )
+    settings = {"examples": 4, "test_examples": 5, "validation_examples": 3}
+    config = replace(CONFIG, task=str(task), epochs=1, class_weights="balanced", **settings)  # type: ignore[arg-type]
     out = stage_folder(tmp_path / "out")
     metrics = run(config, {"base": base}, out)
     assert metrics["train_examples"] == 4
     assert metrics["test_examples"] == 5
+    assert metrics["validation_examples"] == 3
     random = run(replace(config, pretrained=False), {"base": base}, stage_folder(tmp_path / "new"))
     assert random["train_examples"] == 4
 

@@ -78,6 +78,9 @@ class FinetuneConfig:
     """Learn from so many examples, drawn by the seed; 0 takes all."""
     test_examples: NonNegativeInt = 0
     """Measure on so many test examples, drawn by a seed of their own; 0 takes all."""
+    validation_examples: NonNegativeInt = 0
+    """Choose the best weights on so many validation examples, drawn in the same way; 0 takes all.
+    With few examples to learn from, measuring a whole file takes longer than learning."""
     validation_share: FractionBelowOne = 0.1
     """Share of the training examples that are held out where the task has no validation file."""
     epochs: PositiveInt = 3
@@ -186,6 +189,7 @@ def held_out_examples(
     ).tolist()
     count = 0 if found.validation else round(config.validation_share * len(order))
     validation = found.validation or [found.train[i] for i in order[:count]]
+    validation = draw_items(validation, config.validation_examples or None, seed=0)
     chosen = order[count:]
     if config.examples:
         chosen = drawn_of_each_label([found.train[i] for i in chosen], chosen, config.examples)
