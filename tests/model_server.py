@@ -25,6 +25,7 @@ class ModelServer:
         raw: type and content of the next replies, where they are given.
         pause: seconds before each piece.
         bodies: of requests to write.
+        listed: in place of the list of models.
         hung_up: is set when a client has left in the middle of a stream.
     """
 
@@ -37,6 +38,7 @@ class ModelServer:
         self.raw: tuple[str, bytes] | None = None
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
+        self.listed: dict[str, Any] = {}
         self.hung_up = threading.Event()
 
 
@@ -53,7 +55,7 @@ def model_server() -> Iterator[ModelServer]:
 
         def do_GET(self) -> None:
             if not self.refused():
-                self.send({"object": "list", "data": state.models})
+                self.send(state.listed or {"object": "list", "data": state.models})
 
         def do_POST(self) -> None:
             body = self.body()

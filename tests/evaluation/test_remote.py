@@ -12,7 +12,6 @@ from lmsmith.catalogue.resolve import resolve
 from lmsmith.comparison.judges import load_judge
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.evaluation.methods.rated import named_label
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import load_evaluated_model
 from lmsmith.evaluation.tasks.spec import AnswerSpec
@@ -56,12 +55,6 @@ def test_a_judge_reads_the_label_in_both_orders(behind: ModelServer) -> None:
     assert (first["a_shown_first"], first["a_shown_second"]) == (1.0, 0.0)
     behind.text = ["I cannot say"]
     assert judge.compare(rows)[0]["a_shown_first"] == 0.5
-
-
-def test_the_first_label_that_is_a_word_counts() -> None:
-    assert named_label("12 or 2?", ("1", "2")) == {"1": 0.0, "2": 1.0}
-    assert named_label("Not good: GOOD", ("good", "not good")) == {"good": 0.0, "not good": 1.0}
-    assert named_label("", ("a", "b")) == {"a": 0.5, "b": 0.5}
 
 
 def test_sampling_fills_the_labelling_queue(behind: ModelServer, tmp_path: Path) -> None:

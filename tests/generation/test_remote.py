@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
+from http.client import HTTPMessage
 from typing import Any
 
 import pytest
 
+from lmsmith.catalogue import remote
 from lmsmith.catalogue.remote import Patience, RemoteError, RemoteModel, find_remote, without_key
 from lmsmith.core.errors import UserError
 from lmsmith.generation.remote import RemoteScheduler
@@ -105,6 +109,11 @@ def test_a_wrong_count_of_cached_tokens_is_none(behind: ModelServer) -> None:
         ([event("he")], "text/event-stream", "before it was whole"),
         ([event("he", "abort"), DONE], "text/event-stream", "finish_reason: abort"),
         ([b'data: {"object": "error", "message": "no memory"}\n\n', DONE], "", "no memory"),
+        ([b'{"error": {"message": "no memory"}}'], "application/json", "failed: no memory"),
+        ([b'{\n "error": "no\\nmemory"\n}\n'], "text/plain", "failed: no memory"),
+        ([b'{"error": {"message": "no such", "code": 404}}'], "application/json", "status 404"),
+        ([event("a" * (8 << 20), "stop"), DONE], "text/event-stream", "over 8 MiB at a time"),
+        ([b"<p>\n" * (3 << 20)], "text/html", "over 8 MiB at a time"),
     ],
 )
 def test_what_is_no_whole_reply_is_named(
@@ -119,6 +128,44 @@ def test_a_long_retry_after_is_bounded(behind: ModelServer) -> None:
     with pytest.raises(RemoteError, match="too many requests") as raised:
         replied(behind, DONE)
     assert raised.value.retry_after == 86_400
+
+
+@pytest.mark.parametrize(
+    ("given", "date", "seconds"),
+    [
+        ("Mon, 30 Nov 2026 16:02:00 GMT", "Mon, 30 Nov 2026 16:00:10 GMT", 110),
+        ("Mon Nov 30 16:02:00 2026", "Monday, 30-Nov-26 16:01:59 GMT", 1),  # the two older forms
+        ("Mon, 30 Nov 2026 15:00:00 GMT", "Mon, 30 Nov 2026 16:00:00 GMT", 0),
+        ("Mon, 30 Nov 2027 16:00:00 GMT", "Mon, 30 Nov 2026 16:00:00 GMT", 86_400),
+        (" 7 ", "", 7),
+        ("soon", "Mon, 30 Nov 2026 16:00:00 GMT", 0),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date_of_the_servers_clock(
+    given: str, date: str, seconds: int
+) -> None:
+    headers = HTTPMessage()
+    headers["Retry-After"], headers["Date"] = given, date
+    assert remote._retry_after(headers) == seconds
+
+
+def test_a_date_to_try_again_is_waited_for(behind: ModelServer) -> None:
+    behind.failures.append((429, {"Retry-After": formatdate(time.time() + 100, usegmt=True)}, {}))
+    with pytest.raises(RemoteError, match="too many requests") as raised:
+        replied(behind, DONE)
+    assert 97 <= raised.value.retry_after <= 100
+
+
+def test_an_event_may_be_long(behind: ModelServer) -> None:
+    assert len(replied(behind, event("é" * (1 << 20), "stop"), DONE)[0]) == 1 << 20
+
+
+def test_a_list_of_models_that_is_an_error_is_named(
+    behind: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind, "listed", {"error": {"message": "the licence has ended"}})
+    with pytest.raises(UserError, match="failed: the licence has ended"):
+        find_remote(behind.address)
 
 
 @pytest.mark.parametrize("key", ["sk-secret\r", "sk-secret-ł", "sk secret", "sk-secret\n"])

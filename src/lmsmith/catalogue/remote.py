@@ -11,13 +11,17 @@ import functools
 import http.client
 import itertools
 import json
+import math
 import operator
 import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +46,9 @@ BYTES_OF_TOKENS = 256 + 5
 EVENT_FIELDS = (b"data", b"event", b"id", b"retry", b"")
 """What the lines of server-sent events begin with; nothing before the colon is a comment."""
 
-MOST_LINE, MOST_BODY, MOST_MESSAGE = 1 << 20, 8 << 20, 300
+MOST_BODY, MOST_MESSAGE = 8 << 20, 300
+"""Bytes of a response, or of one event of a stream; characters of a message."""
+
 LONGEST_WAIT = 30.0
 """Longest wait before a retry, seconds, whatever ``Retry-After`` says."""
 
@@ -174,6 +180,11 @@ def _key() -> str:
     raise UserError(problem, f"set {KEY} again, to the key alone")
 
 
+def is_remote(word: str) -> bool:
+    """Whether a word names a model behind another server: ``openai:URL``, ``NAME=openai:URL``."""
+    return is_address(word) or bool(word.rpartition(f"={PREFIX}")[0])
+
+
 def split_remote(words: Sequence[str]) -> tuple[list[str], dict[str, RemoteModel]]:
     """The words of models of this machine, and the models behind other servers by name.
 
@@ -182,10 +193,10 @@ def split_remote(words: Sequence[str]) -> tuple[list[str], dict[str, RemoteModel
     """
     local, found = list[str](), dict[str, RemoteModel]()
     for word in words:
-        name, _, address = word.rpartition(f"={PREFIX}")
-        if not name and not is_address(word):
+        if not is_remote(word):
             local.append(word)
             continue
+        name, _, address = word.rpartition(f"={PREFIX}")
         remote = find_remote(PREFIX + address if name else word)
         name = name or remote.model.rsplit("/", 1)[-1]
         if name in found:
@@ -262,7 +273,10 @@ class Call:
             Cancelled: by `cancel`.
         """
         with contextlib.closing(self._connection), self._explained():
-            return _json(self._begun().read(MOST_BODY))
+            found = _json(_whole(self._begun().read(MOST_BODY + 1)))
+            if _is_error(found):
+                raise self._failed(found)
+            return found
 
     def text(self) -> str:
         """The response as it is, which need not be JSON.
@@ -285,11 +299,15 @@ class Call:
         """
         with contextlib.closing(self._connection), self._explained():
             response, came, is_whole = self._begun(), False, False
-            while line := self._line(response, is_whole):
+            page = bytearray()  # in place of a stream
+            while line := _whole(self._line(response, is_whole)):
                 data = line[5:].strip() if line.startswith(b"data:") else b""
                 if data == b"[DONE]":
                     return
                 came = came or line.partition(b":")[0] in EVENT_FIELDS
+                if not came:
+                    page += line
+                    _whole(page)
                 if not data:
                     continue
                 if not line.endswith(b"\n") and is_whole:  # a last event, of counts, was cut
@@ -297,17 +315,19 @@ class Call:
                 event = _json(data)
                 if not isinstance(event, dict):
                     raise _not_json()
-                if event.get("error") or event.get("object") == "error":
-                    raise self._failed_in_stream(event)
+                if _is_error(event):
+                    raise self._failed(event)
                 is_whole = is_whole or _ends(event)
                 yield event
+            if came and not is_whole:
+                raise _cut()
             if not is_whole:
-                raise _cut() if came else _no_stream(response)
+                raise self._no_stream(response, bytes(page))
 
     def _line(self, response: http.client.HTTPResponse, is_whole: bool) -> bytes:
         """The next line; none if the connection fails after a whole reply."""
         try:
-            return response.readline(MOST_LINE)
+            return response.readline(MOST_BODY + 1)
         except (OSError, http.client.HTTPException):
             if is_whole and not self._cancelled.is_set():
                 return b""
@@ -381,14 +401,13 @@ class Call:
         content: Any = None
         with contextlib.suppress(RemoteError, OSError, http.client.HTTPException):
             content = _json(response.read(MOST_BODY))
-        failure = self._refused(response.status, content, response.headers.get("Retry-After"))
+        failure = self._refused(response.status, content, _retry_after(response.headers))
         connection.close()
         return failure
 
-    def _refused(self, status: int, content: Any, after: str | None = None) -> RemoteError:
+    def _refused(self, status: int, content: Any, retry: int = 0) -> RemoteError:
         """The failure of a status and what the server says with it; never the key."""
         said = self._message(content)
-        retry = min(int(after[:9]), MOST_RETRY) if after and after.isdecimal() else 0
         if status in (401, 403):
             problem = "the model's server refuses the key of this one"
             return RemoteError(problem, "its operator sets the right key", code="upstream_key")
@@ -409,12 +428,23 @@ class Call:
         problem = f"the model's server answers with status {status}" + f": {said}" * bool(said)
         return RemoteError(problem, code="upstream_error")
 
-    def _failed_in_stream(self, event: dict[str, Any]) -> RemoteError:
-        status = _error(event).get("code")
+    def _failed(self, content: Any) -> RemoteError:
+        """The failure that a server says with status 200, in a stream or in its place."""
+        status = _error(content).get("code")
         if isinstance(status, int) and 400 <= status < 500:
-            return self._refused(status, event)
-        problem = f"the model's server failed: {self._message(event) or 'it does not say why'}"
+            return self._refused(status, content)
+        problem = f"the model's server failed: {self._message(content) or 'it does not say why'}"
         return RemoteError(problem, code="upstream_error")
+
+    def _no_stream(self, response: http.client.HTTPResponse, page: bytes) -> RemoteError:
+        """The failure where a page or JSON comes in place of a stream."""
+        with contextlib.suppress(RemoteError):
+            if _is_error(content := _json(page)):
+                return self._failed(content)
+        kind = in_one_line(response.headers.get("Content-Type") or "no Content-Type")[:60]
+        problem = f"the model's server sent no event stream ({kind})"
+        fix = "its operator checks the address, and that the server can stream"
+        return RemoteError(problem, fix, code="upstream_invalid")
 
     def _message(self, content: Any) -> str:
         found = _error(content).get("message")
@@ -443,11 +473,51 @@ def _error(content: Any) -> dict[str, Any]:
     return error if isinstance(error, dict) else {"message": error}
 
 
+def _is_error(content: Any) -> bool:
+    """Whether JSON that came with status 200 says that the server failed."""
+    return isinstance(content, dict) and bool(
+        content.get("error") or content.get("object") == "error"
+    )
+
+
+def _retry_after(headers: http.client.HTTPMessage) -> int:
+    """Seconds of ``Retry-After``, which has a number or a date (RFC 9110, section 10.2.3); 0 if
+    neither.
+
+    A date counts from the response's own ``Date``, whose clock it is of.
+    """
+    given = headers.get("Retry-After", "").strip()
+    if given.isdecimal():
+        return min(int(given[:9]), MOST_RETRY)
+    until = _moment(given)
+    if until is None:
+        return 0
+    since = _moment(headers.get("Date", ""))
+    return min(max(0, math.ceil(until - (time.time() if since is None else since))), MOST_RETRY)
+
+
+def _moment(date: str) -> float | None:
+    """An HTTP date in seconds since 1970; None if it is none."""
+    try:
+        found = parsedate_to_datetime(date)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def _ends(event: dict[str, Any]) -> bool:
     """Whether the reply ends with an event."""
     choices = event.get("choices")
     rows = choices if isinstance(choices, list) else []
     return any(isinstance(row, dict) and row.get("finish_reason") for row in rows)
+
+
+def _whole(content: bytes | bytearray) -> bytes | bytearray:
+    """A response or a line of it. Raises RemoteError for one of which the rest was not read."""
+    if len(content) <= MOST_BODY:
+        return content
+    problem = f"the model's server sent over {MOST_BODY >> 20} MiB at a time"
+    raise RemoteError(problem, code="upstream_invalid")
 
 
 def _json(content: bytes) -> Any:
@@ -469,13 +539,6 @@ def _cut() -> RemoteError:
 def _unsendable() -> RemoteError:
     problem = "a request to the model's server cannot be sent"
     return RemoteError(problem, f"its operator checks its address and {KEY}", code="upstream_key")
-
-
-def _no_stream(response: http.client.HTTPResponse) -> RemoteError:
-    kind = in_one_line(response.headers.get("Content-Type") or "no Content-Type")[:60]
-    problem = f"the model's server sent no event stream ({kind})"
-    fix = "its operator checks the address, and that the server can stream"
-    return RemoteError(problem, fix, code="upstream_invalid")
 
 
 def _reason(error: BaseException) -> str:

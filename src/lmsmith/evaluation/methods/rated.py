@@ -16,6 +16,7 @@ from lmsmith.evaluation.calibration import choice_probabilities
 from lmsmith.evaluation.functions import TextFunction
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
 from lmsmith.evaluation.methods.writing import WritingMethod
+from lmsmith.evaluation.methods.written_label import named_label
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.evaluation.rows import Numbers, RatedRow
 from lmsmith.evaluation.tasks.data import find_file, read_items, search_path
@@ -89,8 +90,8 @@ class LabelWords:
     P(label) = softmax over the labels of log P(label | prompt): what the model would say if it
     could say nothing else. It writes nothing, so its answer can always be read.
 
-    A model behind another server gives no probabilities: it writes its answer, whose first label
-    has probability 1. Without a label all are equally probable.
+    A model behind another server gives no probabilities: it writes its answer, and the label that
+    it gives has probability 1. Where the answer is not plain, all are equally probable.
     """
 
     def __init__(self, model: EvaluatedModel, labels: Sequence[str]) -> None:
@@ -113,7 +114,7 @@ class LabelWords:
         return found
 
     def _written(self, prompts: Sequence[str]) -> list[Mapping[str, float]]:
-        """The label that a greedy answer names first."""
+        """The label that a greedy answer gives."""
         settings = SamplingSettings(max_new_tokens=LABEL_TOKENS, temperature=0.0)
         requests = [
             Request(
@@ -125,18 +126,10 @@ class LabelWords:
             for number, each in enumerate(prompts)
         ]
         replies = answer(Engine(self._model.model), requests)
-        return [named_label(reply.text, self._labels) for (reply,) in replies]
-
-
-def named_label(text: str, labels: Sequence[str]) -> Mapping[str, float]:
-    """Probability 1 of the label that a text names first, as a word; else all are equal."""
-    choice = "|".join(re.escape(each) for each in sorted(labels, key=len, reverse=True))
-    named = re.search(rf"(?<!\w)(?:{choice})(?!\w)", text, re.IGNORECASE)
-    if named is None:
-        return dict.fromkeys(labels, 1 / len(labels))
-    word = named[0].casefold()
-    first = next(each for each in labels if each.casefold() == word)
-    return {each: float(each == first) for each in labels}
+        return [
+            named_label(reply.text, self._labels, is_cut=reply.finish == "length")
+            for (reply,) in replies
+        ]
 
 
 class Rated(WritingMethod):
