@@ -184,6 +184,31 @@ def test_a_missing_device_is_one_message(
     assert "Traceback" not in message
 
 
+def test_no_command_takes_a_device_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those too that compute nothing; help is shown all the same."""
+    monkeypatch.setenv("LMSMITH_DEVICE", "foo")
+    for command in cli.COMMANDS:
+        assert cli.main(command.name.split()) == 2
+        said = capsys.readouterr().err
+        assert "LMSMITH_DEVICE=foo (or --device foo): no such device" in said, command.name
+        assert "give auto, cpu, cuda, mps" in said
+    assert cli.main(["plan", "--help"]) == cli.main(["--help"]) == 0
+    assert "--gpus" in capsys.readouterr().out
+
+
+def test_a_recipe_says_that_its_own_device_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LMSMITH_DEVICE", "cuda")
+    (tmp_path / "a.txt").write_text("")
+    words = ["run", "own", "--folder", str(tmp_path / "run"), "--set", "machine.device=cpu"]
+    words += ["--set", f"data.documents=['{tmp_path / 'a.txt'}']", "--only", "data"]
+    cli.main(words)
+    assert "machine.device = cpu counts; LMSMITH_DEVICE=cuda" in capsys.readouterr().err
+
+
 def test_the_doctor_says_why_it_measures_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     if missing_gpu() == "":
         pytest.skip("there is a GPU here")

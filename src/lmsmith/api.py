@@ -921,6 +921,7 @@ def sample_feedback(
             counts = sampling.fill_queue(
                 Queue(store), sampling.drawn(found, count, seed), writers, kind=kind,
                 answers=wanted, overlap=overlap, seed=seed, progress=progress,
+                drawn_by=sampling.answers_drawn_by(models, settings) if wanted else None,
             )  # fmt: skip
     return FeedbackRows(name, counts, kind=kind)
 
@@ -932,7 +933,8 @@ class JudgedRankings:
     Attributes:
         file: JSONL, which a recipe's ``data.rankings`` reads.
         rows: ``rankings`` made now, ``known`` from an earlier run, ``dropped`` for want of
-            different answers, ``undecided`` where the judge found all alike.
+            different answers, ``undecided`` where the judge found all alike, ``asked_before`` of
+            these two that were not asked now.
     """
 
     file: Path
@@ -955,12 +957,14 @@ def rank_feedback(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    again: bool = False,
     quiet: bool = False,
 ) -> JudgedRankings:
     """Let models answer prompts, and a judge rank the answers, in place of people.
 
     The judge compares two answers at a time, in both orders. Models and judge may be behind other
-    servers. The same command again goes on where it was.
+    servers. The same command again goes on where it was; prompts that were left out are kept beside
+    the rankings, and not asked again.
 
     Args:
         models: Runs, model folders, registered names, or NAME=openai:URL; they share the answers.
@@ -973,15 +977,15 @@ def rank_feedback(
         temperature: Of the answers.
         top_p: Of the answers.
         seed: Of the choice of prompts and of the answers.
+        again: Ask the prompts again that were left out. Models of this machine answer as before;
+            another seed or temperature gives other answers.
 
     Raises:
         UserError: there are no prompts, no such model, or the judge's server fails.
     """
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
-    from lmsmith.catalogue.resolve import resolve
     from lmsmith.comparison.judges import load_judge
-    from lmsmith.evaluation.model import weights_sum
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.runs.signals import StopSignal
@@ -995,13 +999,12 @@ def rank_feedback(
     machine = prepare_reading(MachineConfig())
     settings = SamplingSettings(max_tokens, temperature, top_p=top_p)
     writers, by = sampling.writers_of(models, machine, settings), load_judge(judge, machine)
-    weights = [weights_sum(resolve(word)) for word in models if "openai:" not in word]
     progress = choose_progress("lmsmith feedback rank", quiet)
     with contextlib.closing(progress), StopSignal():
         rows = rank_answers(
             sampling.drawn(found, count, seed), writers, by, rankings, answers=answers,
-            seed=seed, progress=progress,
-            drawn_by=[max_tokens, temperature, top_p, list(models), weights],
+            seed=seed, progress=progress, again=again,
+            drawn_by=sampling.answers_drawn_by(models, settings),
         )  # fmt: skip
     return JudgedRankings(rankings, rows)
 

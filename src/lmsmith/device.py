@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lmsmith.core.errors import UserError
+from lmsmith.core.recipe import DEVICE_VARIABLE, device_of_environment
 
 HOST = torch.device("cpu")
 """The processor: where models and batches are made, and where nothing has to be moved."""
-
-VARIABLE = "LMSMITH_DEVICE"
-"""Environment variable that says what ``auto`` stands for."""
 
 KNOWN_PEAKS = {
     "B200": 2250.0,
@@ -77,7 +75,7 @@ def available_devices() -> list[str]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is `VARIABLE`'s, or the GPU by CUDA if there is one.
+    """The device of a name; ``auto`` is `DEVICE_VARIABLE`'s, or the GPU by CUDA if there is one.
 
     Of several GPUs a process takes that of its number on its machine (``LOCAL_RANK``).
 
@@ -86,8 +84,8 @@ def choose_device(name: str) -> torch.device:
     """
     asked = f"machine.device = {name}"
     if name == "auto":
-        name = os.environ.get(VARIABLE, "") or "auto"
-        asked = f"{VARIABLE}={name}"
+        name = device_of_environment()
+        asked = f"{DEVICE_VARIABLE}={name}"
     here = available_devices()
     if name == "auto":
         name = "cuda" if "cuda" in here else HOST.type

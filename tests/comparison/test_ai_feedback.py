@@ -6,13 +6,15 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lmsmith import api, cli
-from lmsmith.comparison.ai_feedback import rank_answers, rank_responses
+from lmsmith.comparison.ai_feedback import left_out_of, rank_answers, rank_responses
 from lmsmith.comparison.judges import Compared
 from lmsmith.core.errors import UserError
+from lmsmith.core.files import read_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.rows import read_rankings
@@ -80,8 +82,8 @@ def test_rankings_are_read_by_a_recipe_and_a_run_goes_on(tmp_path: Path) -> None
         )  # fmt: skip
 
     counts = run(prompts[:2], ByLength())
-    assert counts == {"rankings": 2, "known": 0, "dropped": 0, "undecided": 0}
-    assert run(prompts, ByLength()) == {"rankings": 2, "known": 2, "dropped": 1, "undecided": 0}
+    assert counts == counted(rankings=2)
+    assert run(prompts, ByLength()) == counted(rankings=2, known=2, dropped=1)
     rows = list(read_rankings(tmp_path / "sub/ai.jsonl"))
     assert {each.prompt[0]["content"] for each in rows} == {"Say 0", "Say 1", "Say 2", "Say 4"}
     for each in rows:
@@ -89,9 +91,44 @@ def test_rankings_are_read_by_a_recipe_and_a_run_goes_on(tmp_path: Path) -> None
         longest = max(each.responses, key=len)
         assert each.ranks[each.responses.index(longest)] == 1
     before = (tmp_path / "sub/ai.jsonl").read_text()
-    undecided = run(prompts[:1], Undecided())
-    assert undecided == {"rankings": 0, "known": 0, "dropped": 0, "undecided": 1}
+    assert run(prompts[:1], Undecided()) == counted(undecided=1)
     assert (tmp_path / "sub/ai.jsonl").read_text() == before
+
+
+def test_prompts_that_were_left_out_are_asked_again_only_on_request(tmp_path: Path) -> None:
+    prompts = [SampledPrompt([{"role": "user", "content": each}]) for each in ("alike", "same")]
+    judge, file, written = Undecided(), tmp_path / "ai.jsonl", list[str]()
+
+    def write(prompt: Sequence[dict[str, str]], count: int, seed: int) -> list[str]:
+        written.append(prompt[0]["content"])
+        return ["a"] * count if written[-1] == "same" else ["a" * n for n in range(1, count + 1)]
+
+    def run(**given: Any) -> dict[str, int]:
+        written.clear()
+        chosen = {"seed": 0, "answers": 2, "progress": QuietProgress(), **given}
+        return rank_answers(prompts, {"one": write}, judge, file, **chosen)
+
+    assert run() == counted(dropped=1, undecided=1)
+    assert {*written} == {"alike", "same"}
+    rows = {row["why"]: row for _, row in read_jsonl(left_out_of(file))}
+    assert rows["undecided"]["prompt"] == prompts[0].messages
+    assert rows["undecided"]["responses"] in (["a", "aa"], ["aa", "a"])
+    assert rows["dropped"]["responses"] == ["a"]
+    with left_out_of(file).open("a") as out:
+        out.write('{"id": "to')  # a kill
+    asked = judge.asked
+    assert run() == counted(dropped=1, undecided=1, asked_before=2)
+    assert (written, judge.asked) == ([], asked)
+    assert run(seed=1) == counted(dropped=1, undecided=1), "other answers are another question"
+    judge.margin = 1
+    assert run(again=True) == counted(rankings=1, dropped=1)
+    assert run() == counted(known=1, dropped=1, asked_before=1)
+    assert len(list(read_jsonl(left_out_of(file)))) == 4
+
+
+def counted(**given: int) -> dict[str, int]:
+    names = ("rankings", "known", "dropped", "undecided", "asked_before")
+    return dict.fromkeys(names, 0) | given
 
 
 @pytest.mark.parametrize("rest", ["", "\n", '\n{"id": "x", "pro', '\n{"id": "'])
@@ -139,10 +176,15 @@ def test_models_and_judge_are_behind_another_server(
         assert cli.main(words) == 0
         assert "1 prompts left out: the judge found all answers alike" in capsys.readouterr().out
         assert len(judges.bodies) == 2
+        assert cli.main(words) == 0
+        assert "--again asks them once more" in capsys.readouterr().out
         judges.text = ["no label at all"]
         assert cli.main([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found == {"file": str(out), "rankings": 0, "known": 0, "dropped": 0, "undecided": 1}
+        assert len(judges.bodies) == 2
+        assert cli.main([*words, "--again", "--quiet"]) == 0
+        assert len(judges.bodies) == 4
+    found = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert found == {"file": str(out), **counted(undecided=1, asked_before=1)}
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

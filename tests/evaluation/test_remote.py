@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,16 @@ def test_sampling_fills_the_labelling_queue(behind: ModelServer, tmp_path: Path)
     prompts.write_text('{"prompt": "What is tea?"}\n')
     database = str(tmp_path / "feedback.db")
     words = [f"big={behind.address}"]
-    found = api.sample_feedback(
-        words, prompts=prompts, kind="rating", database=database, quiet=True
-    )
-    assert found.rows == {"tasks": 1, "known": 0, "dropped": 0}
+
+    def sample(temperature: float = 1.0, **given: Any) -> tuple[int, int]:
+        found = api.sample_feedback(
+            words, prompts=prompts, kind="rating", database=database, quiet=True,
+            temperature=temperature, **given,
+        )  # fmt: skip
+        return found.rows["tasks"], found.rows["known"]
+
+    assert sample() == (1, 0)
+    assert sample() == (0, 1)
+    assert sample(temperature=0.5) == (1, 0), "other settings draw other answers"
+    assert sample(max_tokens=9) == (1, 0)
     assert behind.bodies[0]["messages"] == [{"role": "user", "content": "What is tea?"}]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.registry import KNOWN_MODELS
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import is_there, missing, read_json, require_file
+from lmsmith.core.files import fingerprint, is_there, missing, read_json, require_file, sha256_file
 from lmsmith.runs.folders import working_folder
 from lmsmith.runs.identity import remade_inputs
 from lmsmith.runs.integrity import finished_record
@@ -269,3 +269,16 @@ def _advice(source: Source) -> dict[str, float]:
         for name, most in (("temperature", 2.0), ("top_p", 1.0))
         if isinstance(value := advice.get(name), int | float) and 0 < value <= most
     }
+
+
+def weights_sum(source: Source) -> str:
+    """The SHA-256 of a model's weights and tokenizer, file by file."""
+    if source.path.is_file():
+        return sha256_file(source.path)
+    kinds = (".safetensors", ".json", ".gguf", ".model", ".bpe", ".txt")
+    files = [
+        file
+        for file in sorted(source.path.iterdir())
+        if file.is_file() and file.suffix in kinds and file.name != "card.json"
+    ]
+    return fingerprint([[file.name, sha256_file(file)] for file in files])

@@ -345,8 +345,11 @@ def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
         print(help_text(commands))
         return 0
     from lmsmith.cli.parsing import run_command, unknown_command
+    from lmsmith.core.recipe import device_of_environment
 
     by_name = {command.name: command for command in commands}
+    if not {"-h", "--help"} & {*words}:
+        device_of_environment()  # also where nothing computes
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in by_name:

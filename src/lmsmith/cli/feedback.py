@@ -75,6 +75,8 @@ def _show_rank(found: api.JudgedRankings, answers: int) -> None:
         print(f"{counts['dropped']:,} prompts left out: {_too_few(answers)}")
     if counts["undecided"]:
         print(f"{counts['undecided']:,} prompts left out: the judge found all answers alike")
+    if counts["asked_before"]:
+        print(f"{counts['asked_before']:,} of them were asked earlier; --again asks them once more")
     if counts["rankings"] or counts["known"]:
         print(f'next: data.rankings = ["{found.file}"] in a recipe, which a reward model reads')
 

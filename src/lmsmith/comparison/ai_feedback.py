@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lmsmith.comparison.judges import Judge
 from lmsmith.core.errors import UserError
@@ -53,18 +53,23 @@ def rank_answers(
     seed: int,
     progress: Progress,
     drawn_by: object = None,
+    again: bool = False,
 ) -> dict[str, int]:
     """Append a ranking for each prompt to a JSONL file; after an interrupted run, the rest.
+
+    Prompts without one are kept in the file of `left_out_of`, and not asked again.
 
     Args:
         writers: models by name; each writes an equal part of the answers.
         answers: to each prompt, 2 to 9.
         drawn_by: what else decides the answers, as JSON: sampling settings, the models' weights.
             A prompt is known if all of it is the same.
+        again: whether to ask the prompts again that were left out.
 
     Returns:
         ``rankings`` made, ``known`` from an earlier run, ``dropped`` for want of different answers,
-        ``undecided`` where the judge has no opinion: such a row would teach nothing.
+        ``undecided`` where the judge has no opinion: such a row would teach nothing;
+        ``asked_before``, how many of these two were asked in an earlier run alone.
 
     Raises:
         UserError: no model, or another number of answers.
@@ -73,29 +78,62 @@ def rank_answers(
         raise UserError("no model writes the answers", "name one or more")
     if not 2 <= answers <= 9:
         raise UserError(f"--answers {answers}: 2 to 9 are ranked")
-    mend_last_line(file)
-    known = {row.get("id") for _, row in read_jsonl(file)} if file.exists() else set()
-    counts: Counter[str] = Counter(rankings=0, known=0, dropped=0, undecided=0)
+    beside = left_out_of(file)
+    known, left_out = _rows(file), _rows(beside)
+    counts = dict.fromkeys(("rankings", "known", "dropped", "undecided", "asked_before"), 0)
     settings = [list(writers), judge.fingerprint, answers, seed, drawn_by]
     file.parent.mkdir(parents=True, exist_ok=True)
     progress.begin("prompts", len(prompts), "prompts")
-    with file.open("a", encoding="utf-8") as out:
-        for number, each in enumerate(prompts, start=1):
-            stop_if_requested()
-            name = fingerprint([SOURCE, each.messages, *settings])[:16]
-            if name in known:
-                counts["known"] += 1
-            elif len(found := collect_answers(each.messages, writers, answers, seed)) < answers:
-                counts["dropped"] += 1
-            else:
-                models, responses = zip(*found, strict=True)
-                ranks = rank_responses(judge, each.messages, responses)
-                counts["rankings" if max(ranks) > 1 else "undecided"] += 1
-                row = {"id": name, "prompt": each.messages, "responses": responses, "ranks": ranks}
-                row |= {"models": models, "labeler": judge.name, "source": SOURCE}
-                if max(ranks) > 1:
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    out.flush()
-            progress.update(number)
+    for number, each in enumerate(prompts, start=1):
+        stop_if_requested()
+        name = fingerprint([SOURCE, each.messages, *settings])[:16]
+        if name in known:
+            counts["known"] += 1
+        elif name in left_out and not again:
+            counts[left_out[name]["why"]] += 1
+            counts["asked_before"] += 1
+        else:
+            found = collect_answers(each.messages, writers, answers, seed)
+            row = _ranked(each, found, judge, answers)
+            counts[row.get("why", "rankings")] += 1
+            if "why" not in row:
+                _append(file, {"id": name, **row})
+            elif name not in left_out:
+                _append(beside, {"id": name, **row})
+        progress.update(number)
     progress.end()
-    return dict(counts)
+    return counts
+
+
+def left_out_of(file: Path) -> Path:
+    """The file of prompts without a ranking, beside that of rankings: JSONL rows with ``id``,
+    ``why``, the prompt, and its responses."""
+    return file.with_name(f"{file.name}.left-out")
+
+
+def _ranked(
+    prompt: SampledPrompt, found: Sequence[tuple[str, str]], judge: Judge, answers: int
+) -> dict[str, Any]:
+    """A row with the ranks of answers, or with ``why`` there are none."""
+    row = {
+        "prompt": prompt.messages,
+        "responses": [text for _, text in found],
+        "models": [model for model, _ in found],
+        "labeler": judge.name,
+        "source": SOURCE,
+    }
+    if len(found) < answers:
+        return row | {"why": "dropped"}
+    ranks = rank_responses(judge, prompt.messages, row["responses"])
+    return row | ({"ranks": ranks} if max(ranks) > 1 else {"why": "undecided"})
+
+
+def _rows(file: Path) -> dict[str, Any]:
+    """The rows of a file that rows are added to, by id; the last one of an id counts."""
+    mend_last_line(file)
+    return {row.get("id"): row for _, row in read_jsonl(file)} if file.exists() else {}
+
+
+def _append(file: Path, row: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lmsmith.catalogue.remote import is_address
-from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.resolve import resolve, weights_sum
 from lmsmith.comparison.score import score_responses
 from lmsmith.core.files import fingerprint
 from lmsmith.evaluation.methods.rated import LabelWords
-from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model, weights_sum
+from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.models.folder import load_scalar_model, load_tokenizer, read_model_config
 from lmsmith.models.heads import ScalarModel
 from lmsmith.prompts import Message

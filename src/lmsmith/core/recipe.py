@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -32,6 +33,9 @@ from lmsmith.core.errors import UserError
 from lmsmith.core.files import is_there, missing, read_text
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+DEVICE_VARIABLE = "LMSMITH_DEVICE"
+"""Environment variable that says what ``machine.device = "auto"`` stands for."""
 
 Need = str | tuple[str, ...]
 """A stage that another needs, or a choice of stages, exactly one of which it needs."""
@@ -61,6 +65,19 @@ class MachineConfig:
     vLLM's server, where it takes weights by NCCL."""
     checkpoint_seconds: NonNegativeFloat = 30.0
     """Seconds between checkpoints: the most work that a kill can cost. 0 saves after every step."""
+
+
+def device_of_environment() -> str:
+    """What `DEVICE_VARIABLE` says; ``auto`` where it says nothing.
+
+    Raises:
+        UserError: no device has that name.
+    """
+    name = os.environ.get(DEVICE_VARIABLE) or "auto"
+    if name not in get_args(DeviceName):
+        problem = f"{DEVICE_VARIABLE}={name} (or --device {name}): no such device"
+        raise UserError(problem, f"give {', '.join(get_args(DeviceName))}")
+    return name
 
 
 @dataclass(frozen=True)

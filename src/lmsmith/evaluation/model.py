@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lmsmith.catalogue.reading import ReadModel, read_model
 from lmsmith.catalogue.remote import RemoteModel, find_remote, is_address
-from lmsmith.catalogue.resolve import Sampling, Source, advised_sampling
+from lmsmith.catalogue.resolve import Sampling, advised_sampling, weights_sum
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import fingerprint, sha256_file
+from lmsmith.core.files import fingerprint
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.prompts import encode_prompt
 from lmsmith.prompts.chat import begun
@@ -189,16 +189,3 @@ def make_evaluated_model(
         machine=machine,
         sampling=advised_sampling(read.source),
     )
-
-
-def weights_sum(source: Source) -> str:
-    """The SHA-256 of a model's weights and tokenizer, file by file."""
-    if source.path.is_file():
-        return sha256_file(source.path)
-    kinds = (".safetensors", ".json", ".gguf", ".model", ".bpe", ".txt")
-    files = [
-        file
-        for file in sorted(source.path.iterdir())
-        if file.is_file() and file.suffix in kinds and file.name != "card.json"
-    ]
-    return fingerprint([[file.name, sha256_file(file)] for file in files])

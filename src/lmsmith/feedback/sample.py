@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmsmith.catalogue.reading import ReadModel, read_model
-from lmsmith.catalogue.remote import RemoteModel, split_remote
-from lmsmith.catalogue.resolve import resolve
+from lmsmith.catalogue.remote import RemoteModel, is_remote, split_remote
+from lmsmith.catalogue.resolve import resolve, weights_sum
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl
 from lmsmith.core.progress import Progress
@@ -133,6 +133,13 @@ def writer_of(
     return write
 
 
+def answers_drawn_by(words: Sequence[str], settings: SamplingSettings) -> list[object]:
+    """What decides the answers of models besides the seed: settings, and the models' weights."""
+    weights = [weights_sum(resolve(word)) for word in words if not is_remote(word)]
+    sampling = (settings.max_new_tokens, settings.temperature, settings.top_p)
+    return [*sampling, list(words), weights]
+
+
 def fill_queue(
     queue: Queue,
     prompts: Sequence[SampledPrompt],
@@ -143,6 +150,7 @@ def fill_queue(
     overlap: int,
     seed: int,
     progress: Progress,
+    drawn_by: object = None,
 ) -> dict[str, int]:
     """Put a task for each prompt into the queue; after an interrupted run, the rest.
 
@@ -152,6 +160,8 @@ def fill_queue(
         kind: of the tasks.
         answers: to each prompt: none for a demonstration, one for a rating, 2 to 9 for a ranking.
         overlap: how many labelers are to do each task.
+        drawn_by: what else decides the answers, as JSON: sampling settings, the models' weights.
+            A task is known if all of it is the same.
 
     Returns:
         ``tasks`` made, ``known`` from an earlier run, ``dropped`` for want of different answers.
@@ -163,10 +173,11 @@ def fill_queue(
     if answers and not writers:
         raise UserError(f"a {kind} needs a model's answers", "name a model")
     counts: Counter[str] = Counter(tasks=0, known=0, dropped=0)
+    settings = [list(writers), answers, seed, *([] if drawn_by is None else [drawn_by])]
     progress.begin("prompts", len(prompts), "prompts")
     for number, each in enumerate(prompts, start=1):
         stop_if_requested()
-        origin = fingerprint(["sample", kind, each.messages, list(writers), answers, seed])
+        origin = fingerprint(["sample", kind, each.messages, *settings])
         if queue.has(origin):
             counts["known"] += 1
         elif len(found := collect_answers(each.messages, writers, answers, seed)) < answers:

@@ -32,7 +32,14 @@ from lmsmith.core.files import (
     write_json,
 )
 from lmsmith.core.progress import QuietProgress, RunProgress
-from lmsmith.core.recipe import MachineConfig, Recipe, load_recipe, recipe_text
+from lmsmith.core.recipe import (
+    DEVICE_VARIABLE,
+    MachineConfig,
+    Recipe,
+    device_of_environment,
+    load_recipe,
+    recipe_text,
+)
 from lmsmith.core.version import VERSION
 from lmsmith.corpus.finished import CORPUS_SHARDS_FILE
 from lmsmith.runs.folders import (
@@ -448,7 +455,7 @@ class _Run:
 
     def run(self, only: str | None, redo: str | None = None) -> dict[str, object]:
         """Run the plan; each stage is decided on again once its inputs are made."""
-        _require_device(self.recipe.machine)
+        self.require_device()
         self.require_engine()
         remove_leftovers(self.folder)
         self.read_redo(redo)
@@ -504,6 +511,17 @@ class _Run:
             raise
         self.close_stage(working, folder, watched, metrics)
         self.progress.stage_ends(stage.name, watched.seconds())
+
+    def require_device(self) -> None:
+        """Refuse a device that is named and is not here, before anything runs."""
+        named, given = self.recipe.machine.device, device_of_environment()
+        if named != "auto" and given not in ("auto", named):
+            counts = f"machine.device = {named} counts"
+            self.progress.note(f"{counts}; {DEVICE_VARIABLE}={given} is for machine.device = auto")
+        if named != "auto" or given != "auto":
+            from lmsmith.device import choose_device  # imports torch
+
+            choose_device(named)
 
     def require_engine(self) -> None:
         """Refuse an engine that is not here, before anything runs."""
@@ -651,14 +669,6 @@ def _prepare_process(config: MachineConfig) -> dict[str, object]:
     peak = matrix_peak(machine)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return {**vars(machine), "processes": processes, "peak_gflops": round(peak, 1)}
-
-
-def _require_device(config: MachineConfig) -> None:
-    """Refuse a device that is named and is not here, before anything runs."""
-    if config.device != "auto" or os.environ.get("LMSMITH_DEVICE"):
-        from lmsmith.device import choose_device  # imports torch
-
-        choose_device(config.device)
 
 
 def _seed_generators(seed: int) -> None:
