@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -99,6 +101,43 @@ def test_recorded_steps_give_the_logits_of_plain_ones(name: str) -> None:
     assert {replies for replies, _ in graphs.shapes} >= {2, 4, 8}
     assert {pages for _, pages in graphs.shapes} >= {4, 8}
     assert graphs.held_bytes > 0
+
+
+def test_threads_record_one_after_another_and_may_ask_what_is_held() -> None:
+    """Two models record at the same time, while a third thread asks both for their memory."""
+    recording, most = list[int](), list[int]()
+
+    class Slow(RecordedOperations):
+        def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+            recording.append(1)
+            most.append(len(recording))
+            time.sleep(0.005)
+            try:
+                return super().__call__(function)
+            finally:
+                recording.pop()
+
+    sides = [Side(make_decoder(GPT), DeviceKernels()) for _ in range(2)]
+    for side in sides:
+        side.model.graphs = DecodeGraphs(HOST, Slow)
+
+    def write(side: Side) -> None:
+        rows = [side.cache.open() for _ in range(8)]
+        for count in (1, 1, 2, 2, 4, 4, 8, 8):
+            side.read([(row, [3]) for row in rows[:count]])
+
+    def ask() -> int:
+        return sum(side.model.held_bytes for side in sides)
+
+    before = ask()
+    with ThreadPoolExecutor(3) as threads:
+        writing = [threads.submit(write, side) for side in sides]
+        while not all(each.done() for each in writing):
+            assert threads.submit(ask).result() >= before
+        for each in writing:
+            each.result()
+    assert most == [1] * 8
+    assert ask() > before
 
 
 def test_a_cache_that_moves_has_new_graphs() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -35,6 +36,11 @@ MOST_PAGES = 512
 """Pages of a step, padding included, beyond which the GPU's work hides the starting of operations;
 a graph keeps the memory of its largest operation."""
 
+RECORDING = threading.Lock()
+"""Held while a step is recorded: CUDA records one at a time in a process. What PyTorch does before
+the next one (it waits for the device, and empties its cache) would break off the one in progress.
+"""
+
 log = logging.getLogger("lmsmith.generation")
 
 Forward = Callable[[Tensor, int], Tensor]
@@ -42,9 +48,11 @@ Forward = Callable[[Tensor, int], Tensor]
 
 
 class Recorder(Protocol):
-    """Records what a function starts on the device; ``held_bytes`` is what all its graphs hold."""
+    """Records what a function starts on the device."""
 
-    held_bytes: int
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that all its graphs hold."""
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         """What repeats it, and the result, which has new contents after each repetition."""
@@ -83,8 +91,8 @@ class DecodeGraphs:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory that the graphs hold."""
-        own = sum(each.numbers_nc.nbytes for each in self._graphs.values())
+        """Bytes of memory that the graphs hold; any thread may ask, also while one records."""
+        own = sum(each.numbers_nc.nbytes for each in list(self._graphs.values()))
         return self._recorder.held_bytes + own
 
     @property
@@ -115,7 +123,8 @@ class DecodeGraphs:
         if self._steps[shape] > STEPS_BEFORE:
             numbers_nc = moved(step.numbers(*shape), self._device)
             try:
-                recorded = self._recorder(partial(forward, numbers_nc, shape[1]))
+                with RECORDING:
+                    recorded = self._recorder(partial(forward, numbers_nc, shape[1]))
             except RuntimeError as error:
                 self._drop()
                 self.failure = str(error.__context__ or error).strip().partition("\n")[0]
@@ -129,10 +138,17 @@ class CUDARecorder:
     """Records on a GPU. All graphs share one pool of memory, since one runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.held_bytes = 0
         self._device = device
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the pool, in which no other thread's tensors are."""
+        if self._pool is None:
+            return 0
+        segments = torch.cuda.memory_snapshot(self._pool, include_traces=False)  # type: ignore[no-untyped-call]
+        return sum(int(each["total_size"]) for each in segments)
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         """As `Recorder` says.
@@ -147,18 +163,15 @@ class CUDARecorder:
             with torch.cuda.stream(side):
                 function()  # what its first call loads or makes is no part of a graph
             here.wait_stream(side)
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             # A recording that fails leaves its stream behind as the current one. Other threads may
-            # go on using the GPU meanwhile.
+            # go on using the GPU meanwhile (attention pictures, encoders, a version that is read).
             with (
                 torch.cuda.stream(here),
                 torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"),
             ):
                 result = function()
             self._pool = graph.pool()
-            self.held_bytes += torch.cuda.memory_reserved() - before
         return graph.replay, result
 
 
