@@ -380,6 +380,8 @@ def _memory(need: _Need, devices: int) -> StepMemory:
 def _fixed(need: _Need, gpus: Gpus) -> tuple[tuple[str, ...], int]:
     """The first settings with which a stage fits, from those that cost least; and the number of
     GPUs with which all of them do."""
+    from lmsmith.training.memory import gathered_bytes
+
     fixes: list[str] = []
     devices = gpus.count if _is_sharded(need, gpus) else 1
     if gpus.count > 1 and devices == 1 and need.learns:
@@ -405,5 +407,5 @@ def _fixed(need: _Need, gpus: Gpus) -> tuple[tuple[str, ...], int]:
     divided = devices * (part.weights + part.gradients + part.optimiser + part.best)
     room = gpus.memory_bytes - (total - divided // devices)
     if devices == 1:  # what is gathered comes with the second GPU
-        room -= _memory(need, 2).gathered
+        room -= need.models * gathered_bytes(need.step)
     return (), -(-divided // room) if room > 0 else 0

@@ -181,9 +181,9 @@ def test_models_and_judge_are_behind_another_server(
         judges.text = ["no label at all"]
         assert cli.main([*words, "--json"]) == 0
         assert len(judges.bodies) == 2
+        found = json.loads(capsys.readouterr().out)
         assert cli.main([*words, "--again", "--quiet"]) == 0
         assert len(judges.bodies) == 4
-    found = json.loads(capsys.readouterr().out.splitlines()[0])
     assert found == {"file": str(out), **counted(undecided=1, asked_before=1)}
 
 

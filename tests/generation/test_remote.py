@@ -110,7 +110,7 @@ def test_a_wrong_count_of_cached_tokens_is_none(behind: ModelServer) -> None:
         ([event("he", "abort"), DONE], "text/event-stream", "finish_reason: abort"),
         ([b'data: {"object": "error", "message": "no memory"}\n\n', DONE], "", "no memory"),
         ([b'{"error": {"message": "no memory"}}'], "application/json", "failed: no memory"),
-        ([b'{\n "error": "no\\nmemory"\n}\n'], "text/plain", "failed: no memory"),
+        ([b'{\n "error": "no\\nmemory"\n}\n'], "text/plain", "failed: no.memory"),
         ([b'{"error": {"message": "no such", "code": 404}}'], "application/json", "status 404"),
         ([event("a" * (8 << 20), "stop"), DONE], "text/event-stream", "over 8 MiB at a time"),
         ([b"<p>\n" * (3 << 20)], "text/html", "over 8 MiB at a time"),

@@ -34,6 +34,10 @@ They are whole in the products' type; the root's group (embedding, head) is floa
 whole in the type of its weight, and in float32 while it is summed."""
 
 
+FEW_LAYERS = 3
+"""Layers from which on the fullest moment of a step stays the same."""
+
+
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes on one device at the fullest moment of a training step.
@@ -72,7 +76,8 @@ class Step:
 
     Attributes:
         config: the decoder's shape.
-        rows, length: of a micro batch, in tokens; ``passes`` of them follow each other.
+        rows, length: of a micro batch, in tokens; ``passes`` of them follow each other, and from
+            the second one on gradients are added to those that are there.
         dtype: of matrix products.
         checkpointed: whether blocks compute their activations again.
         muon: whether the blocks' matrices have Muon's one state, and not AdamW's two.
@@ -96,13 +101,16 @@ def step_memory(step: Step, devices: int = 1) -> StepMemory:
         devices: how many divide weights, gradients and optimiser among them (FSDP2); 1: none do.
     """
     found = StepMemory(**_whole_step(step, devices)[0])
-    if devices == 1:
-        return found
+    return found if devices == 1 else replace(found, gathered=gathered_bytes(step))
+
+
+def gathered_bytes(step: Step) -> int:
+    """Bytes of weights and gradients that are whole for a moment where devices divide them."""
     config, size = step.config, step.dtype.itemsize
     body = config.block_parameters
     root = config.parameters - body * config.layers
     summed = max(2 * WEIGHT_BYTES * root, (size + WEIGHT_BYTES) * body)
-    return replace(found, gathered=WEIGHT_BYTES * root + PREFETCHED * size * body + summed)
+    return WEIGHT_BYTES * root + PREFETCHED * size * body + summed
 
 
 def step_operations(step: Step, devices: int = 1) -> int:
@@ -116,10 +124,12 @@ def step_operations(step: Step, devices: int = 1) -> int:
 def _whole_step(step: Step, devices: int) -> tuple[dict[str, int], int]:
     """A device's memory but for what is gathered, and the operations of all passes.
 
-    Layers repeat, so that few of many are traced.
+    Layers repeat, so that few of many are traced: three or more, since with fewer the fullest
+    moment may be another one.
     """
     layers, period = step.config.layers, len(step.config.attention_pattern)
-    few, more = 3 * period, 4 * period
+    few = period * -(-FEW_LAYERS // period)
+    more = few + period
     if layers <= more or (layers - few) % period:
         memory, operations = _computed(step, devices)
         return memory.by_kind(), operations
@@ -182,7 +192,9 @@ class _Trace:
 
 @functools.cache
 def _traced(step: Step, gathered: bool) -> _Trace:
-    """The forward and backward passes of a step, on tensors without numbers.
+    """The last forward and backward pass of a step, on tensors without numbers.
+
+    No earlier one takes more, since it finds fewer gradients.
 
     Args:
         gathered: whether the blocks' weights are of the products' type, as FSDP2 gathers them.
@@ -195,14 +207,17 @@ def _traced(step: Step, gathered: bool) -> _Trace:
         tracker = _Tracker(list(decoder.parameters()))
         tokens_bt = torch.zeros(step.rows, step.length, dtype=torch.long)
         with tracker:
-            for _ in range(step.passes):
-                mask_bts = packed_mask(tokens_bt) if step.packed else None
-                with autocast(HOST, step.dtype, keeps_copies=False):
-                    hidden_btd = decoder(tokens_bt, None, mask_bts)
-                    weight = decoder.unembedding_weight
-                    loss = linear_cross_entropy_sum(hidden_btd, weight, tokens_bt, all_count=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                del hidden_btd, loss, mask_bts
+            if step.passes > 1:
+                for each in decoder.parameters():
+                    each.grad = torch.zeros_like(each)
+                tracker.operations = 0
+            mask_bts = packed_mask(tokens_bt) if step.packed else None
+            with autocast(HOST, step.dtype, keeps_copies=False):
+                hidden_btd = decoder(tokens_bt, None, mask_bts)
+                weight = decoder.unembedding_weight
+                loss = linear_cross_entropy_sum(hidden_btd, weight, tokens_bt, all_count=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            del hidden_btd, loss, mask_bts
         parameters = list(decoder.parameters())
         return _Trace(
             list(tracker.events),
@@ -212,7 +227,7 @@ def _traced(step: Step, gathered: bool) -> _Trace:
                 for each in parameters
                 if each.grad is not None
             },
-            tracker.operations,
+            step.passes * tracker.operations,
             sum(each.numel() for each in parameters),
             sum(each.numel() for each in decoder.blocks.parameters() if each.ndim == 2),
         )
