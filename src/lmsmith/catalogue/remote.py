@@ -273,7 +273,9 @@ class Call:
             Cancelled: by `cancel`.
         """
         with contextlib.closing(self._connection), self._explained():
-            found = _json(_whole(self._begun().read(MOST_BODY + 1)))
+            content = self._begun().read(MOST_BODY + 1)
+            _require_whole(content)
+            found = _json(content)
             if _is_error(found):
                 raise self._failed(found)
             return found
@@ -300,14 +302,14 @@ class Call:
         with contextlib.closing(self._connection), self._explained():
             response, came, is_whole = self._begun(), False, False
             page = bytearray()  # in place of a stream
-            while line := _whole(self._line(response, is_whole)):
+            while line := self._line(response, is_whole):
                 data = line[5:].strip() if line.startswith(b"data:") else b""
                 if data == b"[DONE]":
                     return
                 came = came or line.partition(b":")[0] in EVENT_FIELDS
                 if not came:
                     page += line
-                    _whole(page)
+                    _require_whole(page)
                 if not data:
                     continue
                 if not line.endswith(b"\n") and is_whole:  # a last event, of counts, was cut
@@ -327,7 +329,9 @@ class Call:
     def _line(self, response: http.client.HTTPResponse, is_whole: bool) -> bytes:
         """The next line; none if the connection fails after a whole reply."""
         try:
-            return response.readline(MOST_BODY + 1)
+            line = response.readline(MOST_BODY + 1)
+            _require_whole(line)
+            return line
         except (OSError, http.client.HTTPException):
             if is_whole and not self._cancelled.is_set():
                 return b""
@@ -512,12 +516,11 @@ def _ends(event: dict[str, Any]) -> bool:
     return any(isinstance(row, dict) and row.get("finish_reason") for row in rows)
 
 
-def _whole(content: bytes | bytearray) -> bytes | bytearray:
-    """A response or a line of it. Raises RemoteError for one of which the rest was not read."""
-    if len(content) <= MOST_BODY:
-        return content
-    problem = f"the model's server sent over {MOST_BODY >> 20} MiB at a time"
-    raise RemoteError(problem, code="upstream_invalid")
+def _require_whole(content: bytes | bytearray) -> None:
+    """Raise RemoteError for a response, or a line of it, of which the rest was not read."""
+    if len(content) > MOST_BODY:
+        problem = f"the model's server sent over {MOST_BODY >> 20} MiB at a time"
+        raise RemoteError(problem, code="upstream_invalid")
 
 
 def _json(content: bytes) -> Any:

@@ -115,23 +115,24 @@ def _ranked(
     prompt: SampledPrompt, found: Sequence[tuple[str, str]], judge: Judge, answers: int
 ) -> dict[str, Any]:
     """A row with the ranks of answers, or with ``why`` there are none."""
-    row = {
+    responses = [text for _, text in found]
+    row: dict[str, Any] = {
         "prompt": prompt.messages,
-        "responses": [text for _, text in found],
+        "responses": responses,
         "models": [model for model, _ in found],
         "labeler": judge.name,
         "source": SOURCE,
     }
     if len(found) < answers:
         return row | {"why": "dropped"}
-    ranks = rank_responses(judge, prompt.messages, row["responses"])
+    ranks = rank_responses(judge, prompt.messages, responses)
     return row | ({"ranks": ranks} if max(ranks) > 1 else {"why": "undecided"})
 
 
 def _rows(file: Path) -> dict[str, Any]:
     """The rows of a file that rows are added to, by id; the last one of an id counts."""
     mend_last_line(file)
-    return {row.get("id"): row for _, row in read_jsonl(file)} if file.exists() else {}
+    return {str(row.get("id")): row for _, row in read_jsonl(file)} if file.exists() else {}
 
 
 def _append(file: Path, row: Mapping[str, Any]) -> None:
