@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lmsmith import device
+from lmsmith.api import run
 from lmsmith.core.errors import UserError
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import GenerationConfig
@@ -186,18 +187,31 @@ def test_nccl_that_cannot_be_is_refused_with_the_fix(monkeypatch: pytest.MonkeyP
     assert '--weight-transfer-config \'{"backend": "nccl"}\'' in said
 
 
-def test_a_server_is_started_for_nccl_on_free_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python = tmp_path / "python"
-    told = "$CUDA_VISIBLE_DEVICES of $*"
+@pytest.fixture
+def vllm_python(tmp_path: Path) -> str:
+    """A Python whose vLLM says how it is started, and ends."""
+    python, told = tmp_path / "python", "$CUDA_VISIBLE_DEVICES of $*"
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "Error: {told}"; exit 3\n')
     python.chmod(0o755)
+    return str(python)
+
+
+def test_a_run_refuses_nccl_before_it_begins(tmp_path: Path, vllm_python: str) -> None:
+    words = ["engine=vllm", "vllm_transfer=nccl", f"vllm_python={vllm_python}"]
+    settings = ["machine.device=cpu", *(f"generation.{word}" for word in words)]
+    with pytest.raises(UserError, match=r"vllm_transfer = nccl: .* this run's are on cpu"):
+        run("quickstart", set=settings, folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_server_is_started_for_nccl_on_free_gpus(
+    tmp_path: Path, vllm_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with two_ranks(monkeypatch), pytest.raises(UserError, match="ended at its start"):  # noqa: SIM117
         with open_vllm(
-            replace(ENGINE, vllm_python=str(python)), random_decoder(SHAPE), TOKENIZER,
+            replace(ENGINE, vllm_python=vllm_python), random_decoder(SHAPE), TOKENIZER,
             tmp_path / "weights", dtype="float32", progress=QuietProgress(),
         ):  # fmt: skip
             pass
