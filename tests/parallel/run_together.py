@@ -19,8 +19,7 @@ import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ import test_evaluate
 import test_rankings
 import torch
 import torch.distributed as dist
+from forks import in_processes, stopping_at
 from preference_world import (
     conversations,
     ending_decoder,
@@ -45,7 +45,6 @@ from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import write_json
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import GenerationConfig, MachineConfig
-from lmsmith.device import HOST
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -54,7 +53,7 @@ from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import evaluate, ppo, pretrain, reward, sft
 from lmsmith.stages import rankings as ranking
-from lmsmith.training import loop, parallel
+from lmsmith.training import parallel
 from lmsmith.training.machine import resolve_machine
 from lmsmith.training.optimiser import OptimiserConfig
 from lmsmith.training.sharding import divided as in_parts
@@ -229,58 +228,6 @@ def prepare(folder: Path) -> None:
     with contextlib.suppress(Interrupted), stopping_at(0):
         alone.pretrain()
     (folder / "pretrain").rename(folder / "shards")
-
-
-@contextlib.contextmanager
-def stopping_at(step: int) -> Iterator[None]:
-    """As after Ctrl-C in that step."""
-    real, calls = loop.stop_requested, 0
-
-    def stop() -> int | None:
-        nonlocal calls
-        calls += 1
-        return 2 if calls > step else None
-
-    loop.stop_requested = stop
-    try:
-        yield
-    finally:
-        loop.stop_requested = real
-
-
-def in_processes(
-    count: int,
-    place: Path,
-    work: Callable[[], None],
-    timeout: float = 60,
-    make_store: Callable[[int], Any] | None = None,
-) -> None:
-    """Do ``work`` in so many forked processes that meet each other; fails if one does.
-
-    They meet at the file ``place``, or at the store that each makes of its rank.
-    """
-    if count == 1:
-        work()
-        return
-    children = []
-    for rank in range(count):
-        if (child := os.fork()) == 0:
-            code = 1
-            try:
-                store = make_store(rank) if make_store else dist.FileStore(str(place), count)
-                parallel.join(HOST, timeout, store, rank, count)
-                work()
-                code = 0
-            except Interrupted:
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(codes):
-        raise SystemExit(f"{count} processes ended with {codes}")
 
 
 def resumed(inputs: Path, folder: Path, count: int) -> None:

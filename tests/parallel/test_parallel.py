@@ -154,7 +154,8 @@ import sys, time, torch
 from lmsmith.core.errors import PeerLost
 from lmsmith.training import parallel
 from lmsmith.training.sharding import twin_in_parts
-from run_together import HOST, in_processes
+from forks import in_processes
+from lmsmith.device import HOST
 from test_memory import GPT, Decoder
 from pathlib import Path
 

@@ -1,4 +1,9 @@
-"""Checkpoints: everything a training loop is, written atomically, checked when read."""
+"""Checkpoints: everything a training loop is, written atomically, checked when read.
+
+The first process writes ``tensors.safetensors`` and ``state.json``. Of a model in parts each
+process writes its own part beside them (`training.checkpoint_parts`). The folder gets its name, and
+counts, once all is written and ``checksums.json`` has the SHA-256 of every file.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.core.files import atomic_folder, read_json, sha256_file, write_json
 from lmsmith.device import HOST
+from lmsmith.training.checkpoint_parts import PARTS, read_parts, write_parts
+from lmsmith.training.parallel import gather, team
+from lmsmith.training.sharding import in_parts
 
 TENSORS = "tensors.safetensors"
 SCALARS = "state.json"
@@ -30,7 +38,7 @@ def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
     def encode(value: Any, place: str) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[place] = value.detach().to(HOST).contiguous()
+            tensors[place] = value.detach()
             return {"tensor": place}
         if isinstance(value, dict):
             return {"dict": [[k, encode(v, f"{place}/{k!r}")] for k, v in value.items()]}
@@ -66,14 +74,20 @@ class Checkpoints:
     Args:
         keep: how many to keep; at least two, so that a damaged one has another before it.
         say: gets a sentence about each damaged checkpoint.
+        like: a tensor of the model in parts that reads them; None if it is whole.
     """
 
     def __init__(
-        self, folder: Path, keep: int = 2, say: Callable[[str], object] = lambda text: None
+        self,
+        folder: Path,
+        keep: int = 2,
+        say: Callable[[str], object] = lambda text: None,
+        like: torch.Tensor | None = None,
     ) -> None:
         self.folder = folder
         self.keep = max(2, keep)
         self.say = say
+        self.like = like
         self._found: tuple[int, dict[str, Any]] | None = None
 
     def saved_steps(self) -> list[int]:
@@ -87,13 +101,25 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` steps; drop later ones (damaged) and the oldest."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the state after ``step`` steps; drop later ones (damaged) and the oldest.
+
+        Every process calls it. The first writes; the others write their parts, if there are any.
+        """
         tree, tensors = flatten_state(state)
+        parts = {name: value for name, value in tensors.items() if in_parts(value)}
+        if not team().leads:
+            if parts:
+                write_parts(self.folder / gather("")[0], parts)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_folder(self.path(step)) as folder:
-            save_file(tensors, folder / TENSORS)
+            whole = {n: v.to(HOST).contiguous() for n, v in tensors.items() if n not in parts}
+            save_file(whole, folder / TENSORS)
             write_json(folder / SCALARS, {"step": step, "state": tree})
             sums = {name: sha256_file(folder / name) for name in (TENSORS, SCALARS)}
+            if parts:
+                gather(folder.name)
+                sums |= write_parts(folder, parts)
             write_json(folder / CHECKSUMS, sums)
         steps = self.saved_steps()
         later = [other for other in steps if other > step]
@@ -127,10 +153,12 @@ class Checkpoints:
         return found if found is not None and found[0] == step else (step, self._read(step))
 
     def _read(self, step: int) -> dict[str, Any]:
-        scalars: Any = read_json(self.path(step) / SCALARS)
-        state: dict[str, Any] = restore_state(
-            scalars["state"], load_file(self.path(step) / TENSORS)
-        )
+        folder = self.path(step)
+        scalars: Any = read_json(folder / SCALARS)
+        tensors = load_file(folder / TENSORS)
+        if any(folder.glob(PARTS)):
+            tensors |= read_parts(folder, set(tensors), self.like)
+        state: dict[str, Any] = restore_state(scalars["state"], tensors)
         return state
 
     def problem(self, step: int) -> str:
@@ -138,7 +166,7 @@ class Checkpoints:
         folder = self.path(step)
         try:
             sums: Any = read_json(folder / CHECKSUMS)
-            for name in (TENSORS, SCALARS):
+            for name in dict.fromkeys((TENSORS, SCALARS, *sums)):
                 if sha256_file(folder / name) != sums[name]:
                     return f"{name} does not match its checksum"
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ from lmsmith.runs.signals import stop_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.training.checkpoint import Checkpoints
 from lmsmith.training.parallel import from_leader, highest, leave_stage, team
-from lmsmith.training.sharding import loading, whole_state
+from lmsmith.training.sharding import a_part, divided_as
 
 
 class Stateful(Protocol):
@@ -68,15 +68,18 @@ def run_steps(
         UserError: a metric became NaN or infinite.
         Interrupted: a signal asked to stop; the state has been saved.
     """
-    checkpoints = Checkpoints(out.checkpoints, say=out.progress.say)
+
+    def present() -> dict[str, dict[str, Any]]:
+        return {name: part.state_dict() for name, part in state.items()}
+
+    checkpoints = Checkpoints(out.checkpoints, say=out.progress.say, like=a_part(present()))
     device, leads = choose_device(out.machine.device), team().leads
     metrics, done, stopped = out.metrics_log(), 0, False
     latest = from_leader(checkpoints.latest)
     if (saved := checkpoints.load(latest)) is not None:
         done, content = saved
         for name, part in state.items():
-            with loading():
-                part.load_state_dict(content["parts"][name])
+            part.load_state_dict(divided_as(content["parts"][name], part.state_dict()))
         torch.set_rng_state(content["random"])
         set_random_state(device, content.get("device_random"))
         stopped = content["stopped"]
@@ -85,11 +88,8 @@ def run_steps(
         metrics.truncate_after(done)
 
     def save() -> None:
-        parts = whole_state({name: part.state_dict() for name, part in state.items()})
         random = {"random": torch.get_rng_state(), "device_random": random_state(device)}
-        whole = {"parts": parts, **random, "stopped": stopped}
-        if leads:
-            checkpoints.save(done, whole)
+        checkpoints.save(done, {"parts": present(), **random, "stopped": stopped})
 
     out.progress.begin(description, steps, "steps", done)
     interval, last_save = out.machine.checkpoint_seconds, time.monotonic()
@@ -179,8 +179,7 @@ class BestWeights:
     def restore(self) -> None:
         """Put the best weights back into the model, if any were offered."""
         if self.weights:
-            with loading():
-                self.model.load_state_dict(self.weights)
+            self.model.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -191,7 +190,8 @@ class BestWeights:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.figures, self.weights = tuple(state["figures"]), state["weights"]
+        self.figures = tuple(state["figures"])
+        self.weights = divided_as(state["weights"], self.model.state_dict())
         self.step, self.looks_since = state["step"], state["looks_since"]
 
 

@@ -286,6 +286,16 @@ def highest(*values: int) -> list[int]:
     return whole
 
 
+def gather(word: Part) -> list[Part]:
+    """The words of all processes, by rank."""
+    if team().count == 1:
+        return [word]
+    words: list[Any] = [None] * team().count
+    with _counted_call("gathering words"):
+        dist.all_gather_object(words, word)
+    return words
+
+
 def add_tables(*tables: Tensor) -> None:
     """Add the other processes' tables, in place; each has filled its own rows, the rest is 0."""
     if team().count > 1:
@@ -330,11 +340,18 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+    with _counted_call("adding up"):
+        dist.all_reduce(tensor, operation)
+
+
+@contextlib.contextmanager
+def _counted_call(doing: str) -> Iterator[None]:
+    """A call that all processes make: each says first how many it has made."""
     assert _group is not None
     _group.calls += 1
-    with _losing_peers("adding up"):
+    with _losing_peers(doing):
         _group.store.set(f"at/{_group.rank}", str(_group.calls))
-        dist.all_reduce(tensor, operation)
+        yield
 
 
 @contextlib.contextmanager

@@ -7,14 +7,13 @@ head, final norm and scalar head are the root's: a parameter may not be tied acr
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lmsmith.device import HOST, processes_here
+from lmsmith.device import processes_here
 from lmsmith.models.adapters import has_adapters
 from lmsmith.models.stack import Stack
 from lmsmith.runs.stage_folder import describe_hardware
@@ -94,15 +93,13 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if in_parts(value) else value
 
 
-def whole_state(state: Any) -> Any:
-    """A nested state with whole tensors on the processor; every process must ask for it."""
-    if in_parts(state):
-        return state.full_tensor().to(HOST)
+def a_part(state: Any) -> Tensor | None:
+    """The first divided tensor in a nested state; None if all are whole."""
     if isinstance(state, dict):
-        return {key: whole_state(each) for key, each in state.items()}
+        state = list(state.values())
     if isinstance(state, list | tuple):
-        return type(state)(whole_state(each) for each in state)
-    return state
+        return next((found for each in state if (found := a_part(each)) is not None), None)
+    return state if in_parts(state) else None
 
 
 def divided_like(value: Tensor, like: Tensor) -> Tensor:
@@ -115,10 +112,10 @@ def divided_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def loading() -> contextlib.AbstractContextManager[object]:
-    """Inside, a model in parts takes its own from whole tensors."""
-    if team().count == 1:
-        return contextlib.nullcontext()
-    from torch.distributed.tensor.experimental import implicit_replication
-
-    return implicit_replication()
+def divided_as(state: Any, like: Any) -> Any:
+    """A nested state whose whole tensors are divided where those of ``like`` are."""
+    if isinstance(state, dict) and isinstance(like, dict):
+        return {key: divided_as(value, like.get(key)) for key, value in state.items()}
+    if isinstance(state, Tensor) and isinstance(like, Tensor):
+        return divided_like(state, like)
+    return state
