@@ -1,11 +1,11 @@
 """A program that trains one tiny model in parts and saves it; ``parts_together.py FOLDER``.
 
 It forks, so that PyTorch is imported once. ``FOLDER/NAME`` is the folder of a run of `STEPS` steps:
-``1`` and ``2`` of so many processes without a break, ``A-B`` begun by A and ended by B (``2-2whole``
-undivided), ``damaged`` and ``killed-RANK`` continued by two after that happened. ``NAME.said`` is
-what the first process said last, ``NAME.errorRANK`` what ended one, ``stopped-N`` what N left halfway
-and ``killed-RANK-left`` what a kill left. ``FOLDER/memory.json`` says how far a save raised the memory
-of each process.
+``1`` and ``2`` of so many processes without a break, ``A-B`` begun by A and ended by B
+(``2-2whole`` undivided), ``damaged`` and ``killed-RANK`` continued by two after that happened.
+``NAME.said`` is what the first process said last, ``NAME.errorRANK`` what ended one, ``stopped-N``
+what N left halfway, and ``killed-RANK-left`` what a kill left. ``FOLDER/memory.json`` says how far
+a save raised the memory of each process.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def replaced(module: Any, name: str, by: Any) -> Iterator[None]:
 
 
 def failing(folder: Path, rank: int, module: Any, name: str, fail: Callable[..., Any]) -> None:
-    """Two run until ``fail`` ends one in a save, where ``name`` is called: in that of the step after `HALFWAY`."""
+    """Two run until ``fail`` ends one where ``name`` is called in the save after `HALFWAY`."""
 
     def work() -> None:
         assert parallel._group is not None
