@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import disk_full_error, sha256_file
-from lmsmith.training.parallel import gather, team
+from lmsmith.training.parallel import gather, in_step, team
 from lmsmith.training.sharding import in_parts
 
 PARTS = "shard-*.safetensors"
@@ -46,7 +46,8 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
-        save(dict(tensors), storage_writer=writer, planner=planner)
+        with in_step("saving a checkpoint in parts"):
+            save(dict(tensors), storage_writer=writer, planner=planner)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         problem = f"process {rank} could not write its part of a checkpoint: {cause!r}"

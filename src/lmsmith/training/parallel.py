@@ -291,7 +291,7 @@ def gather(word: Part) -> list[Part]:
     if team().count == 1:
         return [word]
     words: list[Any] = [None] * team().count
-    with _counted_call("gathering words"):
+    with in_step("gathering words"):
         dist.all_gather_object(words, word)
     return words
 
@@ -340,13 +340,17 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
-    with _counted_call("adding up"):
+    with in_step("adding up"):
         dist.all_reduce(tensor, operation)
 
 
 @contextlib.contextmanager
-def _counted_call(doing: str) -> Iterator[None]:
-    """A call that all processes make: each says first how many it has made."""
+def in_step(doing: str) -> Iterator[None]:
+    """Inside, all processes make the same call; one that does not come is named.
+
+    Raises:
+        PeerLost: instead of any RuntimeError, which is of the connection.
+    """
     assert _group is not None
     _group.calls += 1
     with _losing_peers(doing):
