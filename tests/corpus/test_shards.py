@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmsmith.core.errors import UserError
+from lmsmith.corpus.batches import PretrainingBatches
 from lmsmith.corpus.shards import TokenShards, write_shards
 
 END = 0
@@ -60,3 +62,34 @@ def test_damaged_shards_are_refused(name: str, damage: str, tmp_path: Path) -> N
             np.save(path, np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match="token shards"):
         TokenShards.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["cut off", "written to", "removed", "replaced"])
+def test_shards_that_are_written_to_meanwhile_are_refused(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is removed or replaced stays mapped as it was."""
+    monkeypatch.setattr("lmsmith.corpus.batches.LOOK_SECONDS", 0.0)
+    write_shards(tmp_path / "a/00000", [[1] * 1000] * 100, END, 300)
+    write_shards(tmp_path / "a/00001", [[2] * 1000] * 100, END, 300)
+    path, other = tmp_path / "a/00001/tokens.npy", tmp_path / "other"
+    batches = PretrainingBatches([TokenShards.load(tmp_path / "a")], [1.0], 8, 4, 0)
+    before = batches.batch(5).tokens_bt
+    content = path.read_bytes()
+    match change:
+        case "cut off":
+            os.truncate(path, 200)
+        case "written to":
+            with path.open("r+b") as file:
+                file.seek(500)
+                file.write(b"new")
+        case "removed":
+            path.unlink()
+        case "replaced":
+            other.write_bytes(content)
+            other.replace(path)
+    if change in ("removed", "replaced"):
+        np.testing.assert_array_equal(batches.batch(5).tokens_bt, before)
+    else:
+        with pytest.raises(UserError, match=r"a/00001/tokens.npy: was written to while"):
+            batches.batch(5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 
 from lmsmith import cli
 from lmsmith.core.errors import Interrupted, PeerLost, UserError
+from lmsmith.core.recipe import MachineConfig, Recipe
+from lmsmith.stages.pipeline import work_along
+from lmsmith.training import parallel
 from lmsmith.training.launch import AlreadyShown, _reason
 
 
@@ -27,6 +32,8 @@ def ended(code: int, message: str = "") -> Any:
         ({1: ended(2, "no text")}, UserError, "process 1 of 4: no text"),
         ({0: ended(75, "process 1 is late"), 1: ended(-15)}, PeerLost, "process 1 is late"),
         ({3: ended(75, "lost"), 1: ended(1, "KeyError: 'a'")}, UserError, "KeyError: 'a'"),
+        ({0: ended(75, "lost"), 1: ended(-7)}, PeerLost, "SIGBUS; a file that it read was cut off"),
+        ({0: ended(75, "lost"), 1: ended(-6)}, PeerLost, "process 1 of 4 was ended by signal 6"),
         ({3: ended(1)}, PeerLost, "process 3 of 4 ended with exit code 1"),
     ],
 )
@@ -80,3 +87,16 @@ def test_only_the_first_process_speaks(
     assert cli.main(["run", "no-such-recipe"]) == 2
     assert capsys.readouterr() == ("", "")
     assert "no-such-recipe" in file.read_text()
+
+
+def test_a_full_disk_of_a_process_that_does_not_lead_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "part.jsonl"))
+
+    monkeypatch.setattr("lmsmith.stages.rankings.run", full)
+    monkeypatch.setattr(parallel, "hear", lambda: {"stage": "rankings", "working": str(tmp_path)})
+    recipe = Recipe("r", "", 1, MachineConfig(threads=1), {"rankings": None})
+    with pytest.raises(UserError, match=r"part.jsonl: the disk is full"):
+        work_along(recipe, tmp_path)

@@ -7,6 +7,7 @@ SFT's batches are in `lmsmith.prompts.sft_rows`.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,9 @@ each, in the order of the folders."""
 
 BLOCK = 1024
 """Rows in a block of the mixture: within one, sources have their shares to the row."""
+
+LOOK_SECONDS = 1.0
+"""Time between two looks for files of tokens that were written to."""
 
 _WEYL = (math.sqrt(5) - 1) / 2
 
@@ -121,6 +125,7 @@ class PretrainingBatches:
             _Reader(source, context, seed, number, is_own) for number, source in enumerate(sources)
         ]
         self._block_rows = lru_cache(maxsize=1)(self._draw_block)
+        self._looked = -math.inf  # for changes
 
     @property
     def is_remote(self) -> bool:
@@ -128,7 +133,15 @@ class PretrainingBatches:
         return any(isinstance(each.shards.tokens, RemoteTokens) for each in self._readers)
 
     def batch(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
+        """The batch of `step`, counted from 0.
+
+        Raises:
+            UserError: a file of tokens was written to.
+        """
+        if (now := time.monotonic()) - self._looked > LOOK_SECONDS:
+            self._looked = now
+            for reader in self._readers:
+                reader.shards.require_unchanged()
         sources, rows = self._rows(step * self.batch_size, (step + 1) * self.batch_size)
         batch = Batch.empty(self.batch_size, self.context)
         for number in np.unique(sources):

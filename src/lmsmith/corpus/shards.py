@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,35 +21,46 @@ TOKENS_FILE = "tokens.npy"
 OFFSETS_FILE = "offsets.npy"
 
 
+MAKE_AGAIN = "Remove the folder and run the stage that made it again."
+
+
 class TokenShards:
     """Documents laid end to end, each ``[*start, *tokens, end_of_text]``.
 
     Attributes:
         tokens: ``(total,)`` uint16 or uint32, mapped or elsewhere.
         offsets: ``(documents + 1,)`` int64; document i is ``tokens[offsets[i]:offsets[i + 1]]``.
+        files: that are mapped.
     """
 
     def __init__(
-        self, tokens: Tokens | JoinedTokens | RemoteTokens, offsets: npt.NDArray[np.int64]
+        self,
+        tokens: Tokens | JoinedTokens | RemoteTokens,
+        offsets: npt.NDArray[np.int64],
+        files: Sequence[MappedFile] = (),
     ) -> None:
         self.tokens = tokens
         self.offsets = offsets
+        self.files = files
 
     @classmethod
-    def load(cls, folder: Path) -> TokenShards:
+    def load(cls, folder: Path, fix: str = MAKE_AGAIN) -> TokenShards:
         """Map a folder that `write_shards` wrote, or a folder of such folders as one.
 
         In a copy of a corpus elsewhere, tokens are read there (`RemoteTokens`).
+
+        Args:
+            fix: what to do where they cannot be read.
 
         Raises:
             UserError: a file is missing, cut off or not what it should be.
         """
         files = [folder / name for name in (TOKENS_FILE, REMOTE_FILE)]
         if any(each.exists() for each in files) or not folder.is_dir():
-            return cls._load_one(folder)
-        parts = [cls._load_one(place) for place in sorted(folder.iterdir()) if place.is_dir()]
+            return cls._load_one(folder, fix)
+        parts = [cls._load_one(place, fix) for place in sorted(folder.iterdir()) if place.is_dir()]
         if not parts:
-            return cls._load_one(folder)
+            return cls._load_one(folder, fix)
         starts = np.cumsum([0, *(part.total_tokens for part in parts)])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
         joined: JoinedTokens | RemoteTokens
@@ -58,15 +70,17 @@ class TokenShards:
             joined = RemoteTokens(remote)
         else:
             joined = JoinedTokens([part.tokens for part in parts])  # type: ignore[misc]
-        return cls(joined, np.concatenate([np.zeros(1, np.int64), *offsets]))
+        mapped = [each for part in parts for each in part.files]
+        return cls(joined, np.concatenate([np.zeros(1, np.int64), *offsets]), mapped)
 
     @classmethod
-    def _load_one(cls, folder: Path) -> TokenShards:
-        fix = "Remove the folder and run the stage that made it again."
+    def _load_one(cls, folder: Path, fix: str) -> TokenShards:
         tokens: Any
+        files: list[MappedFile] = []
         if (folder / REMOTE_FILE).exists():
             tokens = RemoteTokens([RemoteFile.load(folder)])
         else:
+            files = [MappedFile.find(folder / TOKENS_FILE)]
             tokens = _mapped(folder / TOKENS_FILE, fix)
         offsets = _mapped(folder / OFFSETS_FILE, fix)
         if (
@@ -81,7 +95,15 @@ class TokenShards:
         ):
             problem = f"{folder}: damaged token shards: {OFFSETS_FILE} does not fit {TOKENS_FILE}"
             raise UserError(problem, fix)
-        return cls(tokens, np.array(offsets))
+        return cls(tokens, np.array(offsets), files)
+
+    def require_unchanged(self) -> None:
+        """Raise UserError if somebody has written to a file since it was mapped.
+
+        What is mapped changes with it, and a file that is cut off would end this program.
+        """
+        for each in self.files:
+            each.require_unchanged()
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -91,6 +113,37 @@ class TokenShards:
     def total_tokens(self) -> int:
         """Number of tokens, the frame of each document included."""
         return int(self.offsets[-1])
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file as it was when it was mapped."""
+
+    path: Path
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def find(cls, path: Path) -> MappedFile:
+        try:
+            found = path.stat()
+        except OSError:  # mapping it says why
+            return cls(path, 0, 0, 0)
+        return cls(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def require_unchanged(self) -> None:
+        """Raise UserError for a file that was written to.
+
+        One that is removed or replaced stays mapped as it was.
+        """
+        now = MappedFile.find(self.path)
+        if now.inode == self.inode and now != self:
+            raise UserError(
+                f"{self.path}: was written to while the run read it",
+                "The same command continues once it is as it was; `--redo data` compares all files "
+                "of a corpus with their checksums.",
+            )
 
 
 def _mapped(path: Path, fix: str) -> Any:

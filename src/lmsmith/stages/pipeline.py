@@ -501,13 +501,11 @@ class _Run:
         out = StageFolder(working, seed, self.recipe.machine, watched, self.recipe.generation)
         sources = {role: self.folder / source for role, source in inputs.items()}
         try:
-            with _with_others(stage, working):
+            with _naming_full_disk(folder), _with_others(stage, working):
                 metrics = stage.function()(self.recipe.stages[stage.name], sources, out)
-        except BaseException as error:
+        except BaseException:
             with contextlib.suppress(UserError, OSError):
                 watched.save()
-            if (fixed := disk_full_error(error, folder)) is not None:
-                raise fixed from error
             raise
         self.close_stage(working, folder, watched, metrics)
         self.progress.stage_ends(stage.name, watched.seconds())
@@ -618,6 +616,17 @@ class _Run:
 
 
 @contextlib.contextmanager
+def _naming_full_disk(folder: Path) -> Iterator[None]:
+    """Inside, a write that fails for want of room or permission is a user's mistake."""
+    try:
+        yield
+    except BaseException as error:
+        if (fixed := disk_full_error(error, folder)) is not None:
+            raise fixed from error
+        raise
+
+
+@contextlib.contextmanager
 def _with_others(stage: Stage, working: Path) -> Iterator[None]:
     """Call the other processes of the run, if there are any, to a stage that they take part in."""
     if not stage.together or not processes_started():
@@ -658,7 +667,8 @@ def work_along(recipe: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -
             out = StageFolder(working, seed, recipe.machine, quiet, recipe.generation)
             inputs = stage.inputs(recipe.stages)
             sources = {role: folder / source for role, source in inputs.items()}
-            with contextlib.suppress(parallel.Parted), parallel.together():
+            parted = contextlib.suppress(parallel.Parted)
+            with parted, _naming_full_disk(working), parallel.together():
                 stage.function()(recipe.stages[stage.name], sources, out)
 
 

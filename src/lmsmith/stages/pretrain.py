@@ -16,7 +16,7 @@ from lmsmith.core.config import Fraction, NonNegativeInt, PositiveInt, Problem, 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import read_json
 from lmsmith.corpus.batches import SHARDS_FOLDER, PretrainingBatches, write_mixture
-from lmsmith.corpus.finished import CORPUS_SHARDS_FILE
+from lmsmith.corpus.finished import BUILD_AGAIN, CORPUS_SHARDS_FILE
 from lmsmith.corpus.read_ahead import read_ahead
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
@@ -188,7 +188,7 @@ def pretraining_sources(data: Path, tokenizer: Tokenizer, folder: Path) -> dict[
         )
     for name, about in built["sources"].items():
         place = data.absolute() / built["folder"] / name
-        sources[name] = Source(TokenShards.load(place), about["bytes"], place)
+        sources[name] = Source(TokenShards.load(place, BUILD_AGAIN), about["bytes"], place)
     return sources
 
 

@@ -27,6 +27,14 @@ LAUNCHED = "LMSMITH_LAUNCHED"
 SHUTDOWN_SECONDS = 30
 """Seconds that the others have to end, once one of them has."""
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals by which torchrun's agent stops the others."""
+
+_CAUSES: Mapping[int, str] = {
+    signal.SIGKILL: "; the system kills it where memory runs out",
+    signal.SIGBUS: "; a file that it read was cut off, or a disk is full",
+}
+
 _BY_A_SIGNAL = {128 + signal.SIGINT: signal.SIGINT, 128 + signal.SIGTERM: signal.SIGTERM}
 
 
@@ -64,14 +72,13 @@ def launch(words: Sequence[str], processes: int) -> None:
 def _reason(failures: Mapping[int, Any], processes: int) -> Exception:
     """What ended the run, of all that the processes' ends say."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
-    killed = [rank for rank, code in codes.items() if code in (-signal.SIGKILL, -signal.SIGSEGV)]
-    if killed or all(code < 0 for code in codes.values()):
-        rank = (killed or sorted(codes))[0]
+    ended = [rank for rank, code in codes.items() if code < 0 and -code not in _STOPS]
+    if ended or all(code < 0 for code in codes.values()):
+        rank = (ended or sorted(codes))[0]
         number = -codes[rank]
-        memory = "; the system kills it where memory runs out" if number == signal.SIGKILL else ""
         return PeerLost(
             f"process {rank} of {processes} was ended by signal {number} "
-            f"({signal.Signals(number).name}{memory})"
+            f"({signal.Signals(number).name}{_CAUSES.get(number, '')})"
         )
     for code in codes.values():
         if code in _BY_A_SIGNAL:
