@@ -73,7 +73,7 @@ def describe_gains(run: RunRecord, tables: Mapping[str, Metrics]) -> tuple[Gain,
         title, does = STAGE_WORDS.get(stage.name, (stage.name, ""))
         measured = _Measured()
         if stage.name in measures and stage.status != "not run":
-            measured = measures[stage.name](tables[stage.name]) or _Measured("not measured yet")
+            measured = measures[stage.name](tables[stage.name]) or _Measured("not measured")
         seconds, peak = stage.wall_seconds, stage.peak_memory_bytes
         rows.append(Gain(stage.name, title, does, stage.status, *measured, seconds, peak))
     return tuple(rows)
