@@ -1,4 +1,7 @@
-"""Several processes on this machine for tests, forked so that PyTorch is imported once."""
+"""Several processes on this machine for tests, forked so that PyTorch is imported once.
+
+What FSDP2 imports at its first use is imported here, not in each process.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401
 import torch.distributed as dist
 
 from lmsmith.core.errors import Interrupted
