@@ -15,10 +15,11 @@ import pytest
 
 from lmsmith.cli import COMMANDS
 from lmsmith.core.config import decode, setting_keys
-from lmsmith.core.recipe import GenerationConfig, MachineConfig
+from lmsmith.core.recipe import GenerationConfig, MachineConfig, shipped_recipes
 from lmsmith.core.renamed_keys import RENAMED_KEYS
 from lmsmith.corpus.build.recipe import CorpusRecipe
 from lmsmith.improve.recipe import ROUND
+from lmsmith.models.presets import PRESETS
 from lmsmith.stages.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,13 +37,15 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def command_lines(text: str) -> Iterator[str]:
-    """What begins with ``lmsmith`` in blocks and between backticks."""
+    """What begins with ``lmsmith`` in blocks and between backticks, also after variables that are
+    set, and after ``torchrun … -m``."""
     for language, block in blocks(text):
-        if language in ("", "console", "sh", "bash"):
+        if language in ("", "console", "sh", "bash", "yaml"):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in re.split(r"&&|[;|] ", line.removeprefix("$ ")):
-                    if re.match(r"lmsmith\s", part.strip()):
-                        yield part.strip()
+                    before = r"(?:[A-Z_]+=\S*\s+)*|.*\s-m\s+"
+                    if found := re.fullmatch(rf"(?:{before})(lmsmith\s.*)", part.strip()):
+                        yield found[1]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for found in re.finditer(r"`(lmsmith [^`]+)`", prose):
         yield " ".join(found[1].split())
@@ -75,8 +78,20 @@ def problems_of(line: str) -> list[str]:
         known = set().union(*(all_ for each, all_ in options().items() if each.startswith(name)))
     else:
         return [f"no command {' '.join(words[:2])!r}"]
+    if name in ("run", "plan") and len(words) > 1 and not is_recipe(words[1]):
+        return [f"no recipe {words[1]}"]
     flags = [word[2:].partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
     return [f"{name} has no --{flag}" for flag in flags if flag not in known | EVERYWHERE]
+
+
+def is_recipe(word: str) -> bool:
+    """Whether a word is a shipped recipe, a shape, or stands for a file of the reader's."""
+    return (
+        word in shipped_recipes()
+        or word in PRESETS
+        or word.endswith(".toml")
+        or not word.replace("-", "").islower()
+    )
 
 
 @pages

@@ -52,7 +52,7 @@ def documented() -> str:
         ("torchrun", f"{sys.executable} -m torch.distributed.run"),
         ("--nproc-per-node 8", "--nproc-per-node 1"),
         ("HOST", NAMES[0]),
-        ("instructgpt", "own.toml"),
+        ("evening", "own.toml"),
         ("/shared/runs/one", "both --quiet --json"),
     ):
         assert before in text
