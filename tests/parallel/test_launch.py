@@ -12,8 +12,9 @@ import pytest
 
 from lmsmith import cli
 from lmsmith.core.errors import Interrupted, PeerLost, UserError
+from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig, Recipe
-from lmsmith.stages.pipeline import work_along
+from lmsmith.stages.pipeline import load_stage_recipe, run_recipe, work_along
 from lmsmith.training import parallel
 from lmsmith.training.launch import AlreadyShown, _reason
 
@@ -100,3 +101,19 @@ def test_a_full_disk_of_a_process_that_does_not_lead_is_named(
     recipe = Recipe("r", "", 1, MachineConfig(threads=1), {"rankings": None})
     with pytest.raises(UserError, match=r"part.jsonl: the disk is full"):
         work_along(recipe, tmp_path)
+
+
+def test_fewer_rollouts_than_processes_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    settings = [
+        "ppo.rollouts=8",
+        "ppo.minibatch=8",
+        f"data.conversations=['{tmp_path / 'a.jsonl'}']",
+    ]
+    (tmp_path / "a.jsonl").write_text('{"messages": []}\n')
+    recipe = load_stage_recipe("quickstart", settings)
+    with pytest.raises(UserError, match=r"ppo.rollouts = 8 for 9 processes: each needs one"):
+        run_recipe(recipe, tmp_path / "run", progress=QuietProgress())
+    assert not (tmp_path / "run/data").exists()

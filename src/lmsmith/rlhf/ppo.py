@@ -26,7 +26,6 @@ from lmsmith.core.config import (
     refuse_old_keys,
 )
 from lmsmith.core.config import decode as decode_settings
-from lmsmith.core.errors import UserError
 from lmsmith.core.progress import LoggedProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import Batch
@@ -277,11 +276,6 @@ class PPOTrainer:
             problems = [Problem("max_new_tokens", most, expected, f"set it to {context // 2}")]
         if problems:
             raise SettingsError(problems, "PPOConfig")
-        if team().count > config.rollouts:
-            raise UserError(
-                f"ppo.rollouts = {config.rollouts} for {team().count} processes: each needs one",
-                "raise it, or start fewer processes",
-            )
         if config.ptx_coefficient and pretraining is None:
             raise ValueError("ptx_coefficient is not 0: give pretraining batches, or set it to 0")
         # Evaluation mode throughout: with dropout on, the ratio would not begin at 1.

@@ -460,6 +460,7 @@ class _Run:
         remove_leftovers(self.folder)
         self.read_redo(redo)
         plan = self.plan(only)
+        self.require_rollouts(plan)
         for _, identity in plan:
             refuse_foreign_folder(self.folder / identity.stage)
         about = {"versions": describe_versions(), **_provenance()}
@@ -520,6 +521,18 @@ class _Run:
             from lmsmith.device import choose_device  # imports torch
 
             choose_device(named)
+
+    def require_rollouts(self, plan: Sequence[tuple[Decision, Identity]]) -> None:
+        """Refuse more processes than a stage that will run has rollouts, before anything runs."""
+        count = processes()
+        for decision, identity in plan:
+            rollouts = getattr(self.recipe.stages[identity.stage], "rollouts", count)
+            if decision.action != "skip" and rollouts < count:
+                named = f"{identity.stage}.rollouts = {rollouts}"
+                raise UserError(
+                    f"{named} for {count} processes: each needs one",
+                    "raise it, or start fewer processes",
+                )
 
     def require_engine(self) -> None:
         """Refuse an engine that is not here, before anything runs."""
@@ -639,9 +652,14 @@ def _with_others(stage: Stage, working: Path) -> Iterator[None]:
         yield
 
 
+def processes() -> int:
+    """Processes of the run, as torchrun has started them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def processes_started() -> bool:
     """Whether torchrun has started this process with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return processes() > 1
 
 
 def work_along(recipe: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -> None:
@@ -677,8 +695,7 @@ def _prepare_process(config: MachineConfig) -> dict[str, object]:
 
     machine = prepare_process(config)
     peak = matrix_peak(machine)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return {**vars(machine), "processes": processes, "peak_gflops": round(peak, 1)}
+    return {**vars(machine), "processes": processes(), "peak_gflops": round(peak, 1)}
 
 
 def _seed_generators(seed: int) -> None:
