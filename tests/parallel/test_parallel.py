@@ -306,7 +306,7 @@ def test_ctrl_c_stops_all_with_one_message_and_torchrun_goes_on(tmp_path: Path) 
 
 def test_when_one_is_killed_all_stop_and_the_same_command_continues(tmp_path: Path) -> None:
     """Also where they wait in PyTorch's own code, for a model in parts."""
-    write_recipe(tmp_path, 'sharding = "on"\ncheckpoint_seconds = 0.0')
+    write_recipe(tmp_path, 'sharding = "on"\ncheckpoint_seconds = 0.1')
     command = [*RUN, "--processes", "2"]
     with begun(tmp_path, command) as running:
         os.kill(children(running.pid)[-1], signal.SIGKILL)
