@@ -101,6 +101,12 @@ def test_layers_that_repeat_are_counted_without_being_traced() -> None:
         assert (step_memory(step), step_operations(step)) == memory._computed(step, 1)
 
 
+def test_operations_of_several_passes_add_up() -> None:
+    """From the second one on, each gradient is added to the one that is there."""
+    one, two = (step_operations(Step(GPT, 2, 128, passes=passes)) for passes in (1, 2))
+    assert 2 * one < two < 2.3 * one
+
+
 def test_what_processes_divide() -> None:
     step = Step(GPT, 2, LENGTH, passes=2)
     alone, one_of_four = step_memory(step), step_memory(step, 4)
