@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmsmith.core.config import problems_in
+from lmsmith.device import HOST, product_dtype
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.heads import ScalarModel
@@ -158,6 +159,18 @@ def test_muons_step_is_orthogonal_and_at_its_own_rate() -> None:
     assert float(singular.max()) < 1.4
     still = model.state_dict()["decoder.token_embedding.weight"]
     torch.testing.assert_close(still, before["decoder.token_embedding.weight"], rtol=0, atol=1e-10)
+
+
+def test_muon_multiplies_in_float32_where_the_model_does() -> None:
+    """Rounded to bf16, a last bit of a gradient would be a hundredth of an update."""
+    model = made()
+    exact, fast = (
+        Optimiser(model, OptimiserConfig(name="muon"), [model.decoder.blocks], dtype).parts[-1]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert isinstance(exact, Muon)
+    assert isinstance(fast, Muon)
+    assert (exact.dtype, fast.dtype) == (torch.float32, product_dtype(HOST))
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -281,7 +281,7 @@ def train_classifier(
     dropout = model.decoder.config.dropout if config.dropout < 0 else config.dropout
     model.decoder.set_dropout(dropout)
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
-    optimiser = Optimiser(model, config.optimiser, matrices=[model.decoder.blocks])
+    optimiser = Optimiser(model, config.optimiser, [model.decoder.blocks], machine.dtype)
     weights_k = None
     if config.class_weights == "balanced" and model.config.labels:
         weights_k = balanced_weights([each.label for each in train], len(model.config.labels))

@@ -212,7 +212,7 @@ def train_model(
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     freeze_layers(model, config.frozen_layers)
     (trained,) = divided(machine, model)
-    optimiser = Optimiser(trained, config.optimiser, matrices=[trained.decoder.blocks])
+    optimiser = Optimiser(trained, config.optimiser, [trained.decoder.blocks], machine.dtype)
     batch_prompts = batch_for_steps(
         config.epochs * len(train), config.batch_prompts, config.min_steps
     )

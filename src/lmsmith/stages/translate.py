@@ -245,7 +245,10 @@ def train_model(
     groups = length_batches([max(map(len, pair)) for pair in held_out], config.batch_tokens)
     measured = [make_batch([held_out[place] for place in group], start) for group in groups]
     optimiser = Optimiser(
-        machine.put(model), config.optimiser, matrices=[model.encoder.blocks, model.decoder_blocks]
+        machine.put(model),
+        config.optimiser,
+        [model.encoder.blocks, model.decoder_blocks],
+        machine.dtype,
     )
     best, peak = BestWeights(model), matrix_peak(machine)
     factors = learning_rate_factors(config, steps)

@@ -171,7 +171,7 @@ def train_language_model(
         `training_summary`.
     """
     (trained,) = divided(machine, decoder)
-    optimiser = Optimiser(trained, optimiser_config, matrices=[trained.blocks])
+    optimiser = Optimiser(trained, optimiser_config, [trained.blocks], machine.dtype)
     planned_flops = steps * batch_tokens * training_flops_per_token(decoder)
     if choose_compiling(machine, planned_flops, out.checkpoints):
         out.progress.note(f"{description}: compiling the blocks; the first step takes longer")

@@ -166,7 +166,9 @@ def train_masked_lm(
     Returns:
         A summary of the metrics log; speeds are medians over the steps.
     """
-    optimiser = Optimiser(machine.put(model), optimiser_config, matrices=[model.decoder.blocks])
+    optimiser = Optimiser(
+        machine.put(model), optimiser_config, [model.decoder.blocks], machine.dtype
+    )
     flops = flops_per_token(model, model.config.model.context, fraction)
     if choose_compiling(machine, steps * batch_tokens * flops, out.checkpoints):
         out.progress.note("masked_lm: compiling the blocks; the first step takes longer")

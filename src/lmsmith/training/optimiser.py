@@ -48,10 +48,16 @@ class Optimiser:
     Args:
         model: parameters that do not require gradients are left out.
         matrices: the modules whose matrices Muon takes (``name = "muon"``), e.g. the blocks.
+        dtype: of the model's products. Muon's are float32 too if these are; else of the type that
+            the device multiplies fastest.
     """
 
     def __init__(
-        self, model: nn.Module, config: OptimiserConfig, matrices: Iterable[nn.Module] = ()
+        self,
+        model: nn.Module,
+        config: OptimiserConfig,
+        matrices: Iterable[nn.Module] = (),
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.config = config
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -74,7 +80,8 @@ class Optimiser:
             self.peaks.append(rate)
         if by_muon:
             rate, decay = config.matrix_learning_rate, config.weight_decay
-            dtype = product_dtype(by_muon[0].device)
+            if dtype != torch.float32:
+                dtype = product_dtype(by_muon[0].device)
             self.parts.append(
                 Muon(by_muon, lr=rate, weight_decay=decay, momentum=config.momentum, dtype=dtype)
             )

@@ -154,7 +154,7 @@ def train_student(
     Returns:
         `training_summary`.
     """
-    optimiser = Optimiser(machine.put(student), optimiser_config, matrices=[student.blocks])
+    optimiser = Optimiser(machine.put(student), optimiser_config, [student.blocks], machine.dtype)
     flops = training_flops_per_token(student) + teacher_flops
     if matched is not None:
         machine.put(matched.teacher)

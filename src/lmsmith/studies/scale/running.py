@@ -181,7 +181,7 @@ def _steps_in(
 def _seconds_of_step(size: Size, plan: ScalePlan, machine: ResolvedMachine) -> float:
     decoder = Decoder(size.config(byte_tokenizer().vocabulary_size))
     decoder.initialise(torch.Generator().manual_seed(0))
-    optimiser = Optimiser(machine.put(decoder), plan.optimiser, matrices=[decoder.blocks])
+    optimiser = Optimiser(machine.put(decoder), plan.optimiser, [decoder.blocks], machine.dtype)
     decoder.attend_explicitly()
     batches = StudyBatches(plan.rows, plan.seed)
     best = math.inf
