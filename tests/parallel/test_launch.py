@@ -117,3 +117,12 @@ def test_fewer_rollouts_than_processes_are_refused_before_anything_runs(
     with pytest.raises(UserError, match=r"ppo.rollouts = 8 for 9 processes: each needs one"):
         run_recipe(recipe, tmp_path / "run", progress=QuietProgress())
     assert not (tmp_path / "run/data").exists()
+
+
+def test_torchrun_starts_no_other_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All processes would do the same, and write the same files at the same time."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert cli.main(["feedback", "sample", "m"]) == 2
+    assert "feedback sample: torchrun would start it in every process" in capsys.readouterr().err

@@ -354,6 +354,9 @@ def _dispatch(words: list[str], commands: Sequence[Command]) -> int:
         name = " ".join(words[:length])
         if name in by_name:
             command = by_name[name]
+            if name != "run" and "TORCHELASTIC_RUN_ID" in os.environ:
+                problem = f"{name}: torchrun would start it in every process"
+                raise UserError(problem, "leave torchrun out; only `lmsmith run` divides its work")
             beside = [other.split()[-1] for other in by_name if other.startswith(f"{name} ")]
             return run_command(
                 name, command.load(), command.summary, command.examples, words[length:], beside
