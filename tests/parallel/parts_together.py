@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,21 @@ def save_without_sharing(folder: Path) -> None:
             Checkpoints(folder / str(team.rank)).save(1, trained.state_dict())
 
 
+def save_where_one_is_late(folder: Path) -> None:
+    """The second sees what all have written after the first has gone on, if that does not wait."""
+    with parallel.together() as team:
+
+        def gather_late(word: Any) -> list[Any]:
+            words = parallel.gather(word)
+            time.sleep(0.5 * team.rank)
+            return words
+
+        (trained,) = divided(resolve_machine(MachineConfig(sharding="on")), Decoder(SHAPE))
+        late = replaced(checkpoint_parts, "gather", gather_late)
+        with contextlib.suppress(UserError), noting_errors(folder), late:
+            Checkpoints(folder).save(1, trained.state_dict())
+
+
 def measure(folder: Path) -> None:
     """How far a save raises the memory of each process, in bytes; and how large the whole is."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -204,6 +220,7 @@ def main(folder: Path) -> None:
     run(folder / "killed-0", 2)
     failing(folder / "full", 1, FileSystem, "create_stream", fill_the_disk)
     in_processes(2, folder / "store-unshared", partial(save_without_sharing, folder / "unshared"))
+    in_processes(2, folder / "store-late", partial(save_where_one_is_late, folder / "late"))
     in_processes(2, folder / "store-memory", partial(measure, folder))
 
 

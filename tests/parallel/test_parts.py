@@ -132,6 +132,12 @@ def test_processes_that_share_no_folder_are_told(made: Path) -> None:
     assert not list((made / "unshared/0").iterdir())
 
 
+def test_no_process_goes_on_before_all_have_seen_the_parts(made: Path) -> None:
+    """Else one that looks after the folder got its name would miss them."""
+    assert not list(made.glob("late.error*"))
+    assert Checkpoints(made / "late").latest() == 1
+
+
 def test_no_process_holds_the_whole_state_when_it_saves(made: Path) -> None:
     """Nor its own half once more: a file at a time, here a sixteenth of it, is copied."""
     found = json.loads((made / "memory.json").read_text())

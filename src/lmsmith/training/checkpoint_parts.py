@@ -53,15 +53,17 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         problem = f"process {rank} could not write its part of a checkpoint: {cause!r}"
         raise disk_full_error(cause, folder) or RuntimeError(problem) from cause
     own = folder.glob(PARTS.replace("*", f"{team().rank + 1:05d}-*"))
-    sums: dict[str, str] = {}
-    for rank, each in enumerate(gather({path.name: sha256_file(path) for path in sorted(own)})):
-        if not all((folder / name).exists() for name in each):
-            raise UserError(
-                f"{folder.parent}: what process {rank} wrote there is not there",
-                "Give all machines one shared folder (--folder).",
-            )
-        sums |= each
-    return sums
+    sums = gather({path.name: sha256_file(path) for path in sorted(own)})
+    unseen = [
+        r for r, each in enumerate(sums) if any(not (folder / name).exists() for name in each)
+    ]
+    # All look before any goes on: the first process renames the folder, or removes it if it fails.
+    if missing := [rank for each in gather(unseen) for rank in each]:
+        raise UserError(
+            f"{folder.parent}: what process {missing[0]} wrote there is not there",
+            "Give all machines one shared folder (--folder).",
+        )
+    return {name: value for each in sums for name, value in each.items()}
 
 
 def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
