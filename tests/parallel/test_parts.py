@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from parts_together import HALFWAY, STEPS
 from safetensors import safe_open
 from test_parallel import HERE, environment
 
+from lmsmith.core.files import sha256_file
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.training.checkpoint import CHECKSUMS, SCALARS, TENSORS, Checkpoints
 from lmsmith.training.checkpoint_parts import PARTS, read_parts
@@ -136,6 +138,29 @@ def test_no_process_goes_on_before_all_have_seen_the_parts(made: Path) -> None:
     """Else one that looks after the folder got its name would miss them."""
     assert not list(made.glob("late.error*"))
     assert Checkpoints(made / "late").latest() == 1
+
+
+def test_a_file_that_is_not_of_the_checkpoint_is_named(made: Path, tmp_path: Path) -> None:
+    """The storage reads every file of tensors in the folder."""
+    shutil.copytree(made / "2/checkpoints", tmp_path, dirs_exist_ok=True)
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, say=said.append)
+    (checkpoints.path(STEPS) / "._shard-00001-model.safetensors").write_bytes(b"of a Mac")
+    assert checkpoints.latest() == STEPS - 1
+    assert "._shard-00001-model.safetensors is not one of its files: remove it" in said[0]
+
+
+def test_a_file_of_tensors_that_cannot_be_read_is_damage(made: Path, tmp_path: Path) -> None:
+    """Its checksum may fit: a disk can have kept the name and not the content."""
+    shutil.copytree(made / "1/checkpoints", tmp_path, dirs_exist_ok=True)
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, say=said.append)
+    folder = checkpoints.path(STEPS)
+    (folder / TENSORS).write_bytes(b"")
+    sums = json.loads((folder / CHECKSUMS).read_text())
+    (folder / CHECKSUMS).write_text(json.dumps(sums | {TENSORS: sha256_file(folder / TENSORS)}))
+    assert checkpoints.latest() == STEPS - 1
+    assert "is damaged" in said[0]
 
 
 def test_no_process_holds_the_whole_state_when_it_saves(made: Path) -> None:

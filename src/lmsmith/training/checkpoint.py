@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lmsmith.core.errors import UserError, refusing_damage
@@ -27,6 +28,8 @@ from lmsmith.training.sharding import in_parts
 TENSORS = "tensors.safetensors"
 SCALARS = "state.json"
 CHECKSUMS = "checksums.json"
+TENSOR_FILES = "*.safetensors"
+"""Files that the storage of parts reads, whatever they are called."""
 
 
 def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -155,9 +158,12 @@ class Checkpoints:
     def _read(self, step: int) -> dict[str, Any]:
         folder = self.path(step)
         scalars: Any = read_json(folder / SCALARS)
-        tensors = load_file(folder / TENSORS)
-        if any(folder.glob(PARTS)):
-            tensors |= read_parts(folder, set(tensors), self.like)
+        try:
+            tensors = load_file(folder / TENSORS)
+            if any(folder.glob(PARTS)):
+                tensors |= read_parts(folder, set(tensors), self.like)
+        except SafetensorError as error:  # no ValueError
+            raise ValueError(error) from error
         state: dict[str, Any] = restore_state(scalars["state"], tensors)
         return state
 
@@ -166,6 +172,8 @@ class Checkpoints:
         folder = self.path(step)
         try:
             sums: Any = read_json(folder / CHECKSUMS)
+            if more := sorted({path.name for path in folder.glob(TENSOR_FILES)} - set(sums)):
+                return f"{more[0]} is not one of its files: remove it"
             for name in dict.fromkeys((TENSORS, SCALARS, *sums)):
                 if sha256_file(folder / name) != sums[name]:
                     return f"{name} does not match its checksum"
