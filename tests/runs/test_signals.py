@@ -15,25 +15,49 @@ from lmsmith.runs.signals import StopSignal, stop_if_requested, stop_requested
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_sets_the_flag_and_the_second_interrupts(number: int) -> None:
     before = signal.getsignal(number)
-    with StopSignal():
-        stop_if_requested()
-        assert stop_requested() is None
-        os.kill(os.getpid(), number)
-        assert stop_requested() == number
-        with pytest.raises(Interrupted) as caught:
+
+    def work() -> None:
+        with StopSignal():
             stop_if_requested()
-        assert caught.value.exit_code == 128 + number
-        with pytest.raises(KeyboardInterrupt):
+            assert stop_requested() is None
             os.kill(os.getpid(), number)
+            assert stop_requested() == number
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+            stop_if_requested()
+
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert caught.value.exit_code == 128 + number
     assert stop_requested() is None
     assert signal.getsignal(number) is before
 
 
 def test_inner_one_keeps_the_outer_ones_flag() -> None:
-    with StopSignal():
+    def work() -> None:
+        with StopSignal():
+            with StopSignal():
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert stop_requested() == signal.SIGTERM
+
+    with pytest.raises(Interrupted):
+        work()
+
+
+def test_a_signal_that_nobody_looked_at_is_not_lost() -> None:
+    """A study's next run would begin otherwise: the last step of a run looks no more."""
+    with pytest.raises(Interrupted) as caught, StopSignal():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert stop_requested() is None
+
+    def fail() -> None:
         with StopSignal():
             os.kill(os.getpid(), signal.SIGTERM)
-        assert stop_requested() == signal.SIGTERM
+            raise ValueError("own")
+
+    with pytest.raises(ValueError, match="own"):
+        fail()
 
 
 def test_other_threads_may_enter_it() -> None:

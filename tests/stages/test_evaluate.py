@@ -286,7 +286,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
         return real(*arguments, **settings)
 
     monkeypatch.setattr(evaluate, "generate", killing)
-    with StopSignal(), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), StopSignal():
         run(CONFIG, inputs, out)
     with StopSignal():
         metrics = run(CONFIG, inputs, out)

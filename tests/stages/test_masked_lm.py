@@ -120,7 +120,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     for stop in stops:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(masked_lm, "masked_losses", stop_after(stop))
-            with StopSignal(), pytest.raises(Interrupted):
+            with pytest.raises(Interrupted), StopSignal():
                 run(CONFIG, inputs, out)
         torch.manual_seed(0)
     with StopSignal():

@@ -145,7 +145,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     for stop in stops:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(language_model, "accumulate_gradients", stop_after(stop))
-            with StopSignal(), pytest.raises(Interrupted):
+            with pytest.raises(Interrupted), StopSignal():
                 run(CONFIG, inputs, out)
         torch.manual_seed(0)
     with StopSignal():

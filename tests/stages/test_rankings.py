@@ -170,7 +170,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
         return real(policy, prompts, settings, **options)
 
     monkeypatch.setattr(rankings, "generate", counted)
-    with StopSignal(), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), StopSignal():
         run(CONFIG, inputs, broken)
     assert len(sampled) == 3
     with StopSignal():

@@ -199,7 +199,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     for module in (reward, ranking):
         monkeypatch.setattr(module, "ranking_loss", killing)
     for _ in range(2):
-        with StopSignal(), pytest.raises(Interrupted):
+        with pytest.raises(Interrupted), StopSignal():
             run(config, inputs, broken)
         torch.manual_seed(0)  # what the process did in between must not matter
     with StopSignal():

@@ -31,6 +31,10 @@ class StopSignal:
 
     May be entered more than once; the outermost installs and restores the handlers. Outside
     the main thread, where Python allows no handlers, it does nothing.
+
+    Raises:
+        Interrupted: at the outermost's end, if a signal came after the last look at the flag: what
+            the program does next is not begun.
     """
 
     def __enter__(self) -> StopSignal:
@@ -44,14 +48,16 @@ class StopSignal:
                     self._previous[number] = signal.signal(number, _remember)
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         global _depth, _requested
         _depth -= 1
         for number, handler in self._previous.items():
             with contextlib.suppress(ValueError, TypeError):
                 signal.signal(number, handler)  # type: ignore[arg-type]
         if _depth == 0:
-            _requested = None
+            missed, _requested = _requested, None
+            if missed is not None and kind is None:
+                raise Interrupted(missed)
 
 
 def _remember(number: int, _frame: FrameType | None) -> None:

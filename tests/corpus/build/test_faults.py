@@ -120,7 +120,7 @@ def test_one_worker_stops_in_the_middle_of_a_chunk(tmp_path: Path) -> None:
 
     for number, step in enumerate((mapped, paired)):
         seen.clear()
-        with StopSignal(), pytest.raises(Interrupted):
+        with pytest.raises(Interrupted), StopSignal():
             after(tmp_path / str(number), documents, step, 1)
         assert 5 < len(seen) <= 7
     documents = [each for each in documents if each.id != "5"]
