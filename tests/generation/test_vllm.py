@@ -199,6 +199,28 @@ def test_a_server_that_ends_at_its_start_says_why(tmp_path: Path) -> None:
     assert (place / "base" / "model.safetensors").is_file()
 
 
+def test_a_server_is_none_of_the_processes_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers would look for their group in the store of torchrun, and wait for ever."""
+    given = ("TORCHELASTIC_USE_AGENT_STORE", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+    for name in (*given, "LMSMITH_TEST"):
+        monkeypatch.setenv(name, "1")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\nenv; exit 3\n')
+    python.chmod(0o755)
+    config = GenerationConfig(engine="vllm", vllm_python=str(python))
+    with pytest.raises(UserError, match="ended at its start"):  # noqa: SIM117
+        with open_vllm(
+            config, random_decoder(SHAPE), TOKENIZER, tmp_path / "weights", dtype="float32",
+            progress=QuietProgress(),
+        ):  # fmt: skip
+            pass
+    found = (tmp_path / "weights" / "vllm.log").read_text().splitlines()
+    assert "LMSMITH_TEST=1" in found
+    assert not {f"{name}=1" for name in given} & set(found)
+
+
 PARENT = """
 import subprocess, sys, time
 words = [sys.executable, sys.argv[1], sys.executable, "-c", sys.argv[2]]

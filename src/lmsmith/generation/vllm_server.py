@@ -36,6 +36,14 @@ LOG_FILE = "vllm.log"
 NCCL_OPTION = "--weight-transfer-config", '{"backend": "nccl"}'
 """Option of a server that takes weights by NCCL, and its value."""
 
+_OF_TORCHRUN = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Variables, beside TORCHELASTIC_…, by which a program belongs to the processes of a run. A server
+with them would wait for the run's store, which does not know it."""
+
 CALLS, LOOKS = Patience(read=1800.0), Patience(read=60.0, retries=0)
 """Limits of requests, which may wait for all others, and of looks whether a server is ready."""
 
@@ -220,7 +228,12 @@ def _last_error(log: Path) -> str:
 def _environment(python: Path | None = None, gpus: Sequence[str] = ()) -> dict[str, str]:
     """Variables of the server: its own packages, its GPUs, and on processors every core and fast
     memory."""
-    kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    foreign = ("PYTHONPATH", *_OF_TORCHRUN)
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if name not in foreign and not name.startswith("TORCHELASTIC_")
+    }
     kept |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
     if python is None:
         return kept
