@@ -164,11 +164,16 @@ def test_auto_takes_nccl_where_it_is_certain(monkeypatch: pytest.MonkeyPatch) ->
         assert choose_route(replace(two, vllm_transfer="files"), HOST) == Route(False, ("2", "3"))
         four = replace(two, vllm_options=("-tp", "2", "--pipeline-parallel-size", "2"))
         assert choose_route(four, HOST) == Route()
+        prompts = replace(two, vllm_options=("--prefill_context_parallel_size", "2"))
+        assert choose_route(prompts, HOST) == Route(True, ("2", "3"))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5, 6,GPU-7")
         assert choose_route(two, HOST) == Route(True, ("6", "GPU-7"))
         wrong = replace(ENGINE, vllm_options=("--tensor-parallel-size=many",))
         with pytest.raises(UserError, match=r"generation.vllm_options: .*'many'"):
             choose_route(wrong, HOST)
+        none = replace(ENGINE, vllm_options=("-tp=0",))
+        with pytest.raises(UserError, match=r"vllm_options: --tensor-parallel-size = 0"):
+            choose_route(none, HOST)
 
 
 def test_nccl_that_cannot_be_is_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,14 @@ SECONDS = 600.0
 nccl: Any = torch.cuda.nccl
 """PyTorch's calls of NCCL, which have no types."""
 
+_PARALLEL = (
+    ("-tp", "tensor"),
+    ("-pp", "pipeline"),
+    ("-dp", "data"),
+    ("-pcp", "prefill-context"),
+)
+"""Options of a server that say how many processes it divides its work among, each a factor."""
+
 FILES = 'set generation.vllm_transfer = "files"'
 
 
@@ -119,14 +127,18 @@ def _server_gpus(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def _gpus_needed(options: Sequence[str]) -> int:
-    """Processes of a server with these options: by tensors, by layers and by requests."""
+    """Processes of a server with these options: by tensors, layers, requests and prompts."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for short, name in (("-tp", "tensor"), ("-pp", "pipeline"), ("-dp", "data")):
+    for short, name in _PARALLEL:
         parser.add_argument(short, f"--{name}-parallel-size", type=int, default=1)
     try:
         found, _ = parser.parse_known_args([each.replace("_", "-") for each in options])
     except argparse.ArgumentError as error:
         raise UserError(f"generation.vllm_options: {error}", "give a number") from error
+    for name, size in vars(found).items():
+        if size < 1:
+            where = f"generation.vllm_options: --{name.replace('_', '-')} = {size}"
+            raise UserError(where, "give 1 or more")
     return math.prod(vars(found).values())
 
 
