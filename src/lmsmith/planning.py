@@ -236,7 +236,6 @@ class _Need:
     best: bool = True
     cache: int = 0
     tokens: int = 0
-    may_checkpoint: bool = False
     may_shrink: bool = False
 
 
@@ -269,19 +268,14 @@ def _stages(recipe: Recipe, gpus: Gpus) -> Iterator[_Need]:
         length = min(getattr(given, "max_length", 0) or shape.context, shape.context)
         muon = given.optimiser.name == "muon"
         learns = not (hasattr(given, "adapter") and given.adapter.rank)
-        need = _Need(name, replace(plain, length=length, muon=muon), sharding, learns=learns)
+        step = replace(plain, length=length, muon=muon, checkpointed=given.checkpoint_activations)
+        need = _Need(name, step, sharding, learns=learns)
         if name in ("pretrain", "sft"):
             rows = share(given.batch_tokens // length)
             micro = min(rows, given.micro_batch_size or rows)
             first = name == "pretrain"
-            step = replace(
-                need.step,
-                rows=micro,
-                passes=min(2, -(-rows // micro)),
-                checkpointed=first and given.checkpoint_activations,
-            )
-            tokens = given.tokens if first else 0
-            yield replace(need, step=step, tokens=tokens, may_checkpoint=first, may_shrink=True)
+            step = replace(need.step, rows=micro, passes=min(2, -(-rows // micro)))
+            yield replace(need, step=step, tokens=given.tokens if first else 0, may_shrink=True)
         elif name == "ppo":
             length = min(shape.context, given.max_prompt_tokens + given.max_new_tokens)
             rows = grouped(given.minibatch, length)
@@ -396,7 +390,7 @@ def _fixed(need: _Need, gpus: Gpus) -> tuple[tuple[str, ...], int]:
             name = f"{need.stage}.micro_batch_size"
             fixes = [each for each in fixes if not each.startswith(name)]
             fixes.append(f"{name}={need.step.rows}")
-        elif need.may_checkpoint and not step.checkpointed:
+        elif not step.checkpointed:
             need = replace(need, step=replace(step, checkpointed=True))
             fixes.append(f"{need.stage}.checkpoint_activations=true")
         else:

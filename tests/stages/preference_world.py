@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import QuietProgress
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.models import stack
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -80,3 +83,15 @@ def write_data(folder: Path, **splits: list[dict[str, object]]) -> Path:
 def stage_folder(path: Path, seed: int = 7) -> StageFolder:
     path.mkdir(parents=True, exist_ok=True)
     return StageFolder(path, seed, MachineConfig(precision="fp32"), QuietProgress())
+
+
+def count_recomputed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The blocks whose activations are computed again in the backward pass, as they are."""
+    blocks: list[object] = []
+
+    def counted(block: object, *given: object, **settings: object) -> object:
+        blocks.append(block)
+        return checkpoint(block, *given, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stack, "checkpoint", counted)
+    return blocks

@@ -10,6 +10,7 @@ import pytest
 import torch
 from preference_world import (
     conversations,
+    count_recomputed,
     ending_decoder,
     make_tokenizer,
     stage_folder,
@@ -203,3 +204,16 @@ def test_few_updates_are_said() -> None:
     assert few_updates_warning(replace(enough, ppo_epochs=1)) == ""
     few = replace(enough, iterations=6, ppo_epochs=1)
     assert few_updates_warning(few).startswith("too few updates of the policy to learn much (4)")
+
+
+def test_activations_that_are_computed_again_change_no_number(
+    made: tuple[StageFolder, dict[str, float]],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks, out = count_recomputed(monkeypatch), stage_folder(tmp_path / "ppo")
+    run(replace(CONFIG, checkpoint_activations=True), inputs, out)
+    assert blocks
+    for row, plain in zip(untimed(out), untimed(made[0]), strict=True):
+        assert row == pytest.approx(plain, rel=1e-5, abs=1e-6)

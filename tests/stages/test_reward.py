@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from preference_world import (
+    count_recomputed,
     make_decoder,
     make_tokenizer,
     sentence,
@@ -351,3 +352,19 @@ def test_settings_out_of_range_are_all_named() -> None:
     assert problems_in(RewardConfig()) == []
     assert [each.key for each in problems_in(RewardConfig(epochs=0))] == ["epochs"]
     assert problems_in(RewardConfig(epochs=0, fit_head=True)) == []
+
+
+def test_activations_that_are_computed_again_change_no_number(
+    made: tuple[Path, dict[str, float]],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = count_recomputed(monkeypatch)
+    out = stage_folder(tmp_path / "reward")
+    metrics = run(replace(CONFIG, checkpoint_activations=True), inputs, out)
+    assert blocks
+    kept = [name for name in metrics if "second" not in name]
+    assert {name: metrics[name] for name in kept} == pytest.approx(
+        {name: made[1][name] for name in kept}, rel=1e-5, abs=1e-6
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from preference_world import (
     conversations,
+    count_recomputed,
     make_decoder,
     make_tokenizer,
     stage_folder,
@@ -309,3 +310,16 @@ def test_settings_out_of_range_are_all_named() -> None:
         "final_lr_fraction",
     ]
     assert problems_in(SFTConfig()) == problems_in(CONFIG) == []
+
+
+def test_activations_that_are_computed_again_change_no_number(
+    made: tuple[StageFolder, dict[str, float]],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks, out = count_recomputed(monkeypatch), stage_folder(tmp_path / "sft")
+    run(replace(CONFIG, checkpoint_activations=True), inputs, out)
+    assert blocks
+    for row, plain in zip(untimed(out), untimed(made[0]), strict=True):
+        assert row == pytest.approx(plain, rel=1e-5, abs=1e-6)

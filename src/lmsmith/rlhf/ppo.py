@@ -154,6 +154,8 @@ class PPOConfig:
     """How many times along the way the policy is kept, for the curve of reward over KL."""
     sample_rows: NonNegativeInt = 4
     """Responses of an iteration that are written to samples.jsonl."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
 
     def __new__(cls, *_: object, **given: object) -> Self:
         refuse_old_keys(cls, given)

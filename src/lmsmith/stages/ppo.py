@@ -67,6 +67,8 @@ def run(config: PPOConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict
     policy, value_model = copy.deepcopy(reference), copy.deepcopy(reward_model)
     for name, model in (("policy", policy), ("value", value_model)):
         adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters", name))
+    for decoder in (policy, value_model.decoder):
+        decoder.checkpoint_activations = config.checkpoint_activations
     if warning := few_updates_warning(config):
         out.progress.say(f"ppo: {warning}")
     parents = [inputs["policy"].name, inputs["reward"].name]

@@ -110,6 +110,8 @@ class RewardConfig:
     ranked it."""
     patience: NonNegativeInt = 6
     """Stop after so many measurements without a better one; 0 never stops."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
 
     def check(self) -> list[Problem]:
         """Frozen layers beside adapters, and no epoch without a fitted head."""
@@ -208,6 +210,7 @@ def train_model(
         groups: of each ranking of ``train``, as in `epoch_batches`.
     """
     name, decoder = out.name, model.decoder
+    decoder.checkpoint_activations = config.checkpoint_activations
     decoder.set_dropout(config.dropout)
     adapt(model, config.adapter, machine.dtype, derive_seed(out.seed, "adapters"))
     freeze_layers(model, config.frozen_layers)

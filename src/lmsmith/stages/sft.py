@@ -83,6 +83,8 @@ class SFTConfig:
     with the lowest are kept."""
     validation_conversations: PositiveInt = 64
     """Held-out conversations that are read each time."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
@@ -129,6 +131,7 @@ def learn_demonstrations(
             f"tokens ({key}.max_length, or the model's context)",
             f"set it to {max(1, round(config.batch_tokens / context)) * context}",
         )
+    decoder.checkpoint_activations = config.checkpoint_activations
     windows, counts = demonstration_windows(
         data / "demonstrations.jsonl", tokenizer, context, config.overlap_fraction, out
     )
