@@ -202,7 +202,7 @@ def test_a_server_that_ends_at_its_start_says_why(tmp_path: Path) -> None:
 def test_a_server_is_none_of_the_processes_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its workers would look for their group in the store of torchrun, and wait for ever."""
+    """Its replicas, which meet by TCP, would wait for torchrun's store."""
     given = ("TORCHELASTIC_USE_AGENT_STORE", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
     for name in (*given, "LMSMITH_TEST"):
         monkeypatch.setenv(name, "1")

@@ -41,8 +41,10 @@ _OF_TORCHRUN = (
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
-"""Variables, beside TORCHELASTIC_…, by which a program belongs to the processes of a run. A server
-with them would wait for the run's store, which does not know it."""
+"""Variables, beside TORCHELASTIC_…, by which a program belongs to the processes of a run.
+
+What meets by TCP in a program that has them, as vLLM's replicas of data parallelism do, waits for
+the run's store."""
 
 CALLS, LOOKS = Patience(read=1800.0), Patience(read=60.0, retries=0)
 """Limits of requests, which may wait for all others, and of looks whether a server is ready."""
