@@ -76,6 +76,9 @@ class VLLMDouble:
             nccl.all_reduce([torch.zeros(1, device=self.device)], comms=[self.group])
             synchronise(self.device)
 
+    def leave(self) -> None:
+        """The group is over."""
+
     def receive(self, about: dict[str, Any]) -> None:
         """Weights in the announced order; the model has them once the update is finished."""
         assert self.device is not None
@@ -140,6 +143,8 @@ def vllm_double() -> Iterator[VLLMDouble]:
                 elif self.path == "/update_weights":
                     state.receive(body["update_info"])
                     self.send({"message": "Weights updated"})
+                elif self.path == "/shutdown_weight_transfer_engine":
+                    self.send({}, 200 if state.leave() is None else 500)
                 elif self.path == "/v1/completions":
                     state.bodies.append(body)
                     self.send(state.complete(body))

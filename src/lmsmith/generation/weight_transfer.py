@@ -248,9 +248,14 @@ class NCCLTransfer:
         self._post("/resume")
 
     def close(self) -> None:
+        """Leave together with the server: NCCL's ranks on one machine may wait for each other."""
         if self._group is not None:
-            self._post("/shutdown_weight_transfer_engine")
-            self._group = None
+            self._meet(
+                "/shutdown_weight_transfer_engine", {}, self._leave, f"see its log; or {FILES}"
+            )
+
+    def _leave(self) -> None:
+        self._group = None  # the only reference
 
     def _open(self) -> None:
         """Make the group of this process and all workers."""
