@@ -172,7 +172,7 @@ def test_nccls_own_failure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_auto_takes_nccl_where_it_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of running servers, those that were started for it; of ours, those with GPUs of their own."""
+    """It is taken to running servers that were started for it, and to ours with their own GPUs."""
     with vllm_double() as plain, nccl_server() as server:
         running, other = (replace(ENGINE, vllm_url=each.url) for each in (server, plain))
         assert choose_route(running, HOST) == Route()
