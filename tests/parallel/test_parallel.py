@@ -188,6 +188,35 @@ in_processes(2, Path(sys.argv[1]), work, timeout=2)
 """
 
 
+SLOW_READER = """
+import os, sys, time
+from pathlib import Path
+from forks import in_processes
+from lmsmith.core.files import write_json
+from lmsmith.training import parallel
+
+place = Path(sys.argv[1])
+paths = [place / "0.json", place / "1.json"]
+
+def work():
+    rank, read = parallel.team().rank, parallel.read_json
+    if rank:
+        parallel.read_json = lambda path: (time.sleep(0.3), read(path))[1]
+    write_json(paths[rank], rank)
+    assert parallel.read_together(paths) == [0, 1]
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+in_processes(2, place / "store", work, timeout=20)
+"""
+
+
+def test_no_part_is_removed_before_all_have_read_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_READER, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("waits", "least"), [("adding up", 1.5), ("items", 2.5), ("parts", 2.5)])
 def test_a_process_that_hangs_is_named(tmp_path: Path, waits: str, least: float) -> None:
     """Two seconds after its last sign of life."""

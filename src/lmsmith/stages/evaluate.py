@@ -67,7 +67,7 @@ from lmsmith.statistics.calibration import expected_calibration_error, reliabili
 from lmsmith.statistics.intervals import bootstrap_ratio
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import ResolvedMachine, resolve_machine
-from lmsmith.training.parallel import apart, give_sign, leave_stage, meet, team
+from lmsmith.training.parallel import apart, give_sign, leave_stage, read_together, team
 
 
 @dataclass(frozen=True)
@@ -258,10 +258,10 @@ class Evaluation:
                     write_json(paths[number], parts[number].measure())
             give_sign()
             self.out.progress.update(self.done + number + 1)
-        meet()
+        found = read_together(paths)
         self.done += len(parts)
         self.out.progress.update(self.done)
-        return {each.name: read_json(path) for each, path in zip(parts, paths, strict=True)}
+        return {each.name: result for each, result in zip(parts, found, strict=True)}
 
     def own(self, parts: Sequence[Part]) -> Sequence[int]:
         """The numbers of this process's parts."""

@@ -36,7 +36,7 @@ import msgspec
 
 from lmsmith.core.config import NonNegativeFloat, NonNegativeInt, PositiveInt, Problem
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import read_json, write_json, write_jsonl
+from lmsmith.core.files import write_json, write_jsonl
 from lmsmith.corpus.cleaning import same_text
 from lmsmith.corpus.rows import Ranking, read_conversations, read_rankings, rows_of_split
 from lmsmith.corpus.splits import assign_splits, opening_key, split_of
@@ -54,7 +54,7 @@ from lmsmith.runs.signals import stop_if_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training.machine import resolve_machine
-from lmsmith.training.parallel import apart, give_sign, leave_stage, meet, team
+from lmsmith.training.parallel import apart, give_sign, leave_stage, read_together, team
 
 LABELER = "human_reply_first"
 
@@ -288,9 +288,7 @@ class Collector:
             rate = drawn / (time.perf_counter() - began)
             shown = {"tokens_per_second": rate} if drawn else {}
             progress.update(min(len(prompts), end), **shown)
-        meet()
-        for path in paths:
-            saved: Any = read_json(path)
+        for saved in read_together(paths):
             rows += saved["rows"]
             self.counts.update(saved["counts"])
         progress.end()

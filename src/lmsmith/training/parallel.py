@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lmsmith.core.errors import Interrupted, PeerLost
+from lmsmith.core.files import read_json
 from lmsmith.device import HOST, is_host
 from lmsmith.runs.signals import stop_if_requested, stop_requested
 
@@ -259,6 +261,20 @@ def meet() -> None:
             if time.monotonic() - since > _group.timeout:
                 raise PeerLost(_unanswered(list(map(str, missing)), "doing its items"))
             time.sleep(WAIT_SECONDS)
+
+
+def read_together(paths: Sequence[Path]) -> list[Any]:
+    """The JSON of files that the processes have written, once all have; in each process.
+
+    None goes on before all have read: the first removes a stage's parts when the stage is done.
+
+    Raises:
+        Interrupted, PeerLost: as `meet`.
+    """
+    meet()
+    found = [read_json(path) for path in paths]
+    meet()
+    return found
 
 
 def _there(key: str) -> bool:
