@@ -199,13 +199,14 @@ place = Path(sys.argv[1])
 paths = [place / "0.json", place / "1.json"]
 
 def work():
-    rank, read = parallel.team().rank, parallel.read_json
-    if rank:
-        parallel.read_json = lambda path: (time.sleep(0.3), read(path))[1]
-    write_json(paths[rank], rank)
-    assert parallel.read_together(paths) == [0, 1]
-    for path in paths:
-        path.unlink(missing_ok=True)
+    with parallel.together():
+        rank, read = parallel.team().rank, parallel.read_json
+        if rank:
+            parallel.read_json = lambda path: (time.sleep(0.3), read(path))[1]
+        write_json(paths[rank], rank)
+        assert parallel.read_together(paths) == [0, 1]
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 in_processes(2, place / "store", work, timeout=20)
 """
