@@ -2,14 +2,16 @@
 
     python benchmarks/embeddings.py all-minilm-l6-v2 texts.txt
 
-Both read the same files with the same tokenizer and as many threads, in float32, at batch 1 and 64;
-the peer pads each batch to its longest text, as sentence-transformers does. The time is the
-processor's, best of several, so that other work on the machine counts less.
+Both read the same files with the same tokenizer and as many threads, at batch 1 and 64, in float32
+and in bf16. The peer pads each batch to its longest text, as sentence-transformers does. The time
+is the processor's, best of several rounds in which all four take turns, so that other work on the
+machine counts less.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,33 +34,52 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     lines = (line.strip() for line in given.file.read_text(encoding="utf-8").splitlines())
     texts = [line for line in lines if line][: given.texts]
-    ours = Embedder(read_encoder(given.model))
-    peer = their_embedder(ours.read.source.path, ours.most_tokens)
-    difference = np.abs(ours.embed(texts[:64]).vectors - peer(texts[:64])).max()
-    print(f"largest difference of a number: {difference:.1e}; {given.threads} threads")
-    print(f"{'batch':>5} {'lmsmith':>12} {'transformers':>12} {'ratio':>6}")
+    read = read_encoder(given.model)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    ours = {name: Embedder(read, dtype) for name, dtype in dtypes.items()}
+    most = ours["fp32"].most_tokens
+    peers = {name: their_embedder(read.source.path, most, dtype) for name, dtype in dtypes.items()}
+    exact = peers["fp32"](texts[:64])
+    for name, embedder in ours.items():
+        found = embedder.embed(texts[:64]).vectors
+        cosines = np.abs(found @ found.T - exact @ exact.T).max()
+        difference = np.abs(found - exact).max()
+        print(f"{name}: largest difference of a number {difference:.1e}, of a cosine {cosines:.1e}")
+    print(f"{given.threads} threads, texts a second, and the ratio to transformers in fp32")
+    print(f"{'batch':>5} {'fp32':>9} {'bf16':>9} {'theirs':>9} {'in bf16':>9} {'ratios':>11}")
     for batch in (1, 64):
         groups = [texts[at : at + batch] for at in range(0, len(texts), batch)]
         groups = groups[: 32 if batch == 1 else 4]
         count = sum(map(len, groups))
-        mine = count / best_seconds(lambda part: ours.embed(part).vectors, groups)
-        other = count / best_seconds(peer, groups)
-        print(f"{batch:>5} {mine:>10.1f}/s {other:>10.1f}/s {mine / other:>6.2f}")
+        calls: list[Callable[[Sequence[str]], Vectors]] = [
+            *(functools.partial(vectors_of, embedder) for embedder in ours.values()),
+            *peers.values(),
+        ]
+        speeds = [count / seconds for seconds in best_seconds(calls, groups)]
+        shown = " ".join(f"{speed:>9.1f}" for speed in speeds)
+        print(f"{batch:>5} {shown} {speeds[0] / speeds[2]:>5.2f} {speeds[1] / speeds[2]:>5.2f}")
 
 
-def their_embedder(folder: Path, most: int) -> Callable[[Sequence[str]], Vectors]:
+def vectors_of(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """Our vectors."""
+    return embedder.embed(texts).vectors
+
+
+def their_embedder(
+    folder: Path, most: int, dtype: torch.dtype
+) -> Callable[[Sequence[str]], Vectors]:
     """transformers' BertModel, the mean over the mask, normalised."""
     from transformers import AutoModel, AutoTokenizer
 
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    model.eval()
+    model.eval().to(dtype)
 
     @torch.inference_mode()
     def embed(texts: Sequence[str]) -> Vectors:
         given = tokenizer(
             list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt"
         )
-        hidden = model(**given).last_hidden_state
+        hidden = model(**given).last_hidden_state.float()
         mask = given["attention_mask"][..., None].float()
         found: Vectors = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
         return found
@@ -67,15 +88,18 @@ def their_embedder(folder: Path, most: int) -> Callable[[Sequence[str]], Vectors
 
 
 def best_seconds(
-    embed: Callable[[Sequence[str]], Vectors], groups: Sequence[Sequence[str]], times: int = 5
-) -> float:
-    """Least processor time for all groups, one after the other."""
-    best = float("inf")
+    calls: Sequence[Callable[[Sequence[str]], Vectors]],
+    groups: Sequence[Sequence[str]],
+    times: int = 9,
+) -> list[float]:
+    """Least processor time of each for all groups, one after the other; the calls take turns."""
+    best = [float("inf")] * len(calls)
     for _ in range(times):
-        started = time.process_time()
-        for group in groups:
-            embed(group)
-        best = min(best, time.process_time() - started)
+        for place, call in enumerate(calls):
+            started = time.process_time()
+            for group in groups:
+                call(group)
+            best[place] = min(best[place], time.process_time() - started)
     return best
 
 

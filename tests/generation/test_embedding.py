@@ -59,7 +59,13 @@ def test_vectors_are_those_of_transformers(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"norm_position": "pre"}, {"positions": "rotary", "norm": "rms"}, {"kv_heads": 1}],
+    [
+        {},
+        {"norm_position": "pre"},
+        {"positions": "rotary", "norm": "rms"},
+        {"kv_heads": 1},
+        {"activation": "swiglu"},
+    ],
 )
 @torch.no_grad()
 def test_rows_without_padding_are_the_encoders(changes: dict[str, object]) -> None:
@@ -71,7 +77,19 @@ def test_rows_without_padding_are_the_encoders(changes: dict[str, object]) -> No
     found = torch.split(EncoderForward(encoder)(rows), [len(row) for row in rows])
     for row, states in zip(rows, found, strict=True):
         expected = encoder(torch.tensor([row]))[0]
-        torch.testing.assert_close(states, expected, rtol=0, atol=3e-6)
+        torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
+
+
+def test_bf16_has_the_rounding_of_its_products_alone(folder: Path) -> None:
+    read = read_encoder(folder)
+    exact, rounded = Embedder(read), Embedder(read, torch.bfloat16)
+    expected, found = exact.embed(TEXTS).vectors, rounded.embed(TEXTS).vectors
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(exact.embed(TEXTS).vectors, expected, rtol=0, atol=1e-6)
+    for text, vector in zip(TEXTS, found, strict=True):
+        np.testing.assert_allclose(rounded.embed([text]).vectors[0], vector, rtol=0, atol=1e-3)
 
 
 def test_other_texts_change_nothing(folder: Path) -> None:

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from lmsmith.catalogue.encoders import ReadEncoder
 from lmsmith.device import HOST, device_of
+from lmsmith.generation.inference import kernels_for
+from lmsmith.generation.weights import BlockWeights
 from lmsmith.models.batching import length_batches
-from lmsmith.models.blocks import Block, PostNormBlock
+from lmsmith.models.blocks import ACTIVATIONS, Block, PostNormBlock
 from lmsmith.models.encoder import Encoder
 from lmsmith.models.positions import Rotation
 from lmsmith.tokenizers.word_piece import Frame
@@ -57,12 +59,13 @@ class Embedder:
 
     Args:
         read: the model.
+        dtype: of products. bf16 is about twice as fast, and changes a vector's numbers by 1e-3.
     """
 
-    def __init__(self, read: ReadEncoder) -> None:
+    def __init__(self, read: ReadEncoder, dtype: torch.dtype = torch.float32) -> None:
         self.read, self.tokenizer = read, read.tokenizer
         self.frame = Frame.of(read.tokenizer)
-        self._forward = EncoderForward(read.encoder)
+        self._forward = EncoderForward(read.encoder, dtype)
         self.context = read.encoder.config.context
 
     @property
@@ -112,14 +115,26 @@ class EncoderForward:
     """The encoder of inference: the tokens of all rows lie in one list, and none is padding.
 
     Linear layers multiply all tokens at once; attention takes rows of one length together.
+
+    Args:
+        encoder: is not changed, and keeps embeddings and norms.
+        dtype: of products; norms and the sums of branches stay float32.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder.eval()
+    def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
+        self._encoder, self._dtype = encoder.eval(), dtype
+        self._kernels = kernels_for(device_of(encoder))
+        self._activation = ACTIVATIONS.get(encoder.config.activation)
+        prepare = self._kernels.prepare
+        self._weights = [
+            BlockWeights(block, dtype, "model", prepare, {})
+            for block in encoder.blocks
+            if isinstance(block, Block)
+        ]
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states (n, width) of all tokens, sequence after sequence."""
+        """Hidden states (n, width) of all tokens, sequence after sequence; float32."""
         encoder = self._encoder
         lengths = [len(each) for each in sequences]
         device = device_of(encoder)
@@ -130,34 +145,37 @@ class EncoderForward:
         rotations: list[Rotation | None] = [None] * len(runs)
         if encoder.rotary is not None:
             rotations = [encoder.rotary(_positions(length, device)[None]) for _, length in runs]
-        for block in encoder.blocks:
+        for block, weights in zip(encoder.blocks, self._weights, strict=True):
             assert isinstance(block, Block)
-            x_nd = self._block(block, x_nd, runs, rotations)
+            x_nd = self._block(block, weights, x_nd, runs, rotations)
         result: Tensor = encoder.final_norm(x_nd)
         return result
 
     def _block(
         self,
         block: Block,
+        weights: BlockWeights,
         x_nd: Tensor,
         runs: Sequence[tuple[int, int]],
         rotations: Sequence[Rotation | None],
     ) -> Tensor:
-        post = isinstance(block, PostNormBlock)
-        attention = block.attention
-        projected = attention.query_key_value(x_nd if post else block.attention_norm(x_nd))
+        post, linear, dtype = isinstance(block, PostNormBlock), self._kernels.linear, self._dtype
+        read_nd = x_nd if post else block.attention_norm(x_nd)
+        projected = linear(read_nd.to(dtype), weights.query_key_value, dtype)
         parts = torch.split(projected, [rows * length for rows, length in runs])
         mixed = [
-            attention.attend(part.view(*run, -1), rotation).flatten(0, 1)
+            block.attention.attend(part.view(*run, -1), rotation).flatten(0, 1)
             for part, run, rotation in zip(parts, runs, rotations, strict=True)
         ]
-        x_nd = x_nd + attention.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        x_nd = linear(joined, weights.output, dtype, add_to=x_nd)
         if post:
             x_nd = block.attention_norm(x_nd)
-            x_nd = block.feed_forward_norm(x_nd + block.feed_forward(x_nd))
-        else:
-            x_nd = x_nd + block.feed_forward(block.feed_forward_norm(x_nd))
-        return x_nd
+        read_nd = x_nd if post else block.feed_forward_norm(x_nd)
+        inner = linear(read_nd.to(dtype), weights.inner, dtype)
+        inner = self._kernels.gate(inner) if self._activation is None else self._activation(inner)
+        x_nd = linear(inner, weights.feed_forward_output, dtype, add_to=x_nd)
+        return block.feed_forward_norm(x_nd) if post else x_nd
 
 
 @functools.cache
