@@ -17,16 +17,17 @@ from preference_world import sentence, stage_folder, write_data
 from lmsmith.core.config import decode, problems_in
 from lmsmith.core.errors import Interrupted
 from lmsmith.core.files import write_json
+from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.encoders import embed, fill_mask
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
-from lmsmith.models.folder import load_model, save_model
+from lmsmith.models.folder import load_model, load_tokenizer, save_model
 from lmsmith.models.masked_lm import MaskedLM
 from lmsmith.models.presets import bert
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.signals import StopSignal
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.masked_lm import MaskedLMStageConfig, run
+from lmsmith.stages.masked_lm import MaskedLMStageConfig, held_out_batches, run
 from lmsmith.stages.pretrain import PretrainConfig
 from lmsmith.tokenizers.word_piece import train_word_piece
 from lmsmith.training import masked_lm
@@ -164,3 +165,19 @@ def test_a_recipes_model_begins_with_tiny_bert() -> None:
     assert not problems
     assert config is not None
     assert (config.model.layers, config.model.causal, config.model.segments) == (2, False, 2)
+
+
+def test_held_out_tokens_are_hidden_as_in_the_paper_whatever_training_hides(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    hidden = []
+    for fraction in (0.15, 0.5):
+        config = replace(CONFIG, masked_fraction=fraction)
+        out = stage_folder(tmp_path / str(fraction))
+        batches = held_out_batches(config, inputs["data"], tokenizer, 32, out)
+        hidden.append([batch.targets_bt.tolist() for batch in batches])
+        targets = sum(int((batch.targets_bt != NO_TARGET).sum()) for batch in batches)
+        tokens = sum(int(batch.lengths_b.sum()) for batch in batches)
+        assert targets / tokens == pytest.approx(0.15, abs=0.03)
+    assert hidden[0] == hidden[1]

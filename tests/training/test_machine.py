@@ -16,6 +16,7 @@ from torch import nn
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import MachineConfig
+from lmsmith.runs import stage_folder
 from lmsmith.training import machine as machine_module
 from lmsmith.training.machine import (
     choose_compiling,
@@ -199,3 +200,39 @@ def test_the_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fir
 def test_what_the_user_said_holds(tmp_path: Path) -> None:
     assert choose_compiling(replace(MACHINE, compile="on"), 1.0, tmp_path)
     assert not choose_compiling(replace(MACHINE, compile="off"), 1e30, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory is Linux's")
+def test_freed_memory_goes_back_where_the_system_has_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine_module.keep_freed_memory()
+    before = machine_module.freed_bytes()
+    blocks = [torch.ones(250_000) for _ in range(800)]  # 800 MB
+    assert machine_module.freed_bytes() < before + 200_000_000
+    del blocks
+    freed = machine_module.freed_bytes()
+    assert freed > before + 600_000_000
+    monkeypatch.setattr(machine_module, "available_memory_bytes", lambda: 2 * freed + 100_000_000)
+    assert not machine_module.give_back_freed_memory()
+    assert machine_module.freed_bytes() > before + 600_000_000
+    monkeypatch.setattr(machine_module, "available_memory_bytes", lambda: freed)
+    assert machine_module.give_back_freed_memory()
+    assert machine_module.freed_bytes() < before + 200_000_000
+    assert not machine_module.give_back_freed_memory()
+
+
+def test_a_containers_limit_counts_as_the_memory_that_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {
+        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n",
+        "/sys/fs/cgroup/memory.max": "max\n",
+        "/sys/fs/cgroup/memory.current": "1000000\n",
+    }
+    monkeypatch.setattr(stage_folder, "_read_text", lambda path: files.get(path, ""))
+    assert stage_folder.available_memory_bytes() == 5_120_000
+    files["/sys/fs/cgroup/memory.max"] = "3000000\n"
+    assert stage_folder.available_memory_bytes() == 2_000_000
+    files.clear()
+    assert stage_folder.available_memory_bytes() > 100_000_000  # the machine's

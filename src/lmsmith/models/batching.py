@@ -12,11 +12,12 @@ from torch import Tensor
 from lmsmith.models.config import ModelConfig
 from lmsmith.runs.stage_folder import derive_seed
 
-ACTIVATION_BYTES = 4_000_000_000
+ACTIVATION_BYTES = 2_000_000_000
 """Most bytes that rows computed together keep for the backward pass."""
 
-WINDOW_BATCHES = 8
-"""Batches whose rows are sorted by length together, to save padding."""
+WINDOW_BATCHES = 32
+"""Batches whose rows are sorted by length together, to save padding: of GLUE's tasks, in batches of
+32, padding adds 3 to 7 %; with 8 it added 10 to 23 %."""
 
 
 def length_batches(

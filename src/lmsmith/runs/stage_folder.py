@@ -141,11 +141,27 @@ def _processor_fields() -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in pairs}
 
 
+_CGROUP = ("max", "current")
+"""Files of a container's memory: its limit, and what it has taken."""
+
+
 def _memory_bytes() -> int:
     """The machine's memory, or the container's limit where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read_text("/sys/fs/cgroup/memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def available_memory_bytes() -> int:
+    """What programs can still take without swapping: of the machine, or of the container's limit
+    where that is less. On other systems than Linux the machine's whole memory.
+    """
+    found = _memory_bytes()
+    for line in _read_text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found = int(line.split()[1]) * 1024
+    limit, used = (_read_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in _CGROUP)
+    return min(found, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else found
 
 
 def _read_text(path: str) -> str:

@@ -42,6 +42,9 @@ from lmsmith.training.optimiser import OptimiserConfig, Schedule, learning_rate_
 
 _COUNTED_AT_ONCE = 1 << 22
 
+HELD_OUT_FRACTION = 0.15
+"""Share of held-out tokens that is predicted, as in the paper (Devlin et al. 2018, 3.1)."""
+
 FIRST_SHAPE = "tiny-bert"
 """Preset of the settings of the model that a recipe does not write."""
 
@@ -218,7 +221,10 @@ def masking_of(config: MaskedLMStageConfig, tokenizer: Tokenizer) -> Masking:
 def held_out_batches(
     config: MaskedLMStageConfig, data: Path, tokenizer: Tokenizer, context: int, out: StageFolder
 ) -> list[MaskedBatch]:
-    """Held-out rows of one sentence each; every hidden token is the mask, so that none is shown."""
+    """Held-out rows of one sentence each; every hidden token is the mask, so that none is shown.
+
+    `HELD_OUT_FRACTION` of them is hidden, whatever training hides, so that runs can be compared.
+    """
     documents = rows_of_split(read_documents, data / "validation_documents.jsonl")
     texts = [document.text for document in islice(documents, config.validation_documents)]
     encoded = [tokens for tokens in tokenizer.encode_batch(texts) if tokens]
@@ -231,7 +237,7 @@ def held_out_batches(
     )
     rows = MaskedBatches(
         [shards],
-        replace(masking_of(config, tokenizer), masked=1.0, random=0.0),
+        replace(masking_of(config, tokenizer), fraction=HELD_OUT_FRACTION, masked=1.0, random=0.0),
         context,
         size,
         0,

@@ -16,6 +16,7 @@ from lmsmith.models.adapters import TrainedState
 from lmsmith.runs.signals import stop_requested
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
 from lmsmith.training.checkpoint import Checkpoints
+from lmsmith.training.machine import give_back_freed_memory
 from lmsmith.training.parallel import from_leader, highest, leave_stage, team
 from lmsmith.training.sharding import a_part, divided_as
 
@@ -106,6 +107,7 @@ def run_steps(
                 raise Interrupted(signal_number) from error
             raise
         refuse_non_finite(row, description, done + 1, checkpoints)
+        give_back_freed_memory()
         done += 1
         due = done == steps or (evaluate_every and done % evaluate_every == 0)
         if evaluate is not None and due:

@@ -34,7 +34,7 @@ from lmsmith.device import (
     product_dtype,
     synchronise,
 )
-from lmsmith.runs.stage_folder import available_cores
+from lmsmith.runs.stage_folder import available_cores, available_memory_bytes
 from lmsmith.training.parallel import from_leader
 
 Result = TypeVar("Result")
@@ -181,6 +181,10 @@ def _take_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+FEW_BYTES = 500_000_000
+"""Freed blocks of so many bytes are not worth returning."""
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks; no effect with another C library.
 
@@ -195,6 +199,51 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(top_pad, 256 << 20)
+
+
+class _HeapFigures(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, of which the bytes in use are read."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def freed_bytes() -> int:
+    """Resident memory that `keep_freed_memory` keeps and nothing uses; 0 where glibc says nothing.
+
+    It counts the program's own tables too, some 100 MB.
+    """
+    try:
+        mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2  # since glibc 2.33
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except (OSError, AttributeError):
+        return 0
+    mallinfo2.restype = _HeapFigures
+    anonymous = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    return max(0, anonymous - int(mallinfo2().uordblks))
+
+
+def give_back_freed_memory() -> bool:
+    """Return the freed blocks that are kept to the system, where it has not twice as much left.
+
+    Steps of many shapes leave holes that later results do not fit: fine-tuning on RTE came to
+    15 GB in a hundred steps, four times what it uses. Steps of one shape leave none, and as long
+    as memory is plentiful nothing is returned, for fresh pages take time.
+
+    Returns:
+        Whether blocks were returned.
+    """
+    freed = freed_bytes()
+    if freed < FEW_BYTES or available_memory_bytes() >= 2 * freed:
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return True
 
 
 def matrix_peak(machine: ResolvedMachine) -> float:
