@@ -181,3 +181,28 @@ def test_held_out_tokens_are_hidden_as_in_the_paper_whatever_training_hides(
         tokens = sum(int(batch.lengths_b.sum()) for batch in batches)
         assert targets / tokens == pytest.approx(0.15, abs=0.03)
     assert hidden[0] == hidden[1]
+
+
+def test_the_first_updates_read_short_rows(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths, real = [], masked_lm.masked_losses
+
+    def watched(model: MaskedLM, batch: Any) -> Any:
+        widths.append(batch.tokens_bt.shape)
+        assert int(batch.lengths_b.max()) <= batch.tokens_bt.shape[1]
+        return real(model, batch)
+
+    monkeypatch.setattr(masked_lm, "masked_losses", watched)
+    config = replace(CONFIG, short_context=16, short_share=0.75)
+    metrics = run(config, inputs, stage_folder(tmp_path / "masked_lm"))
+    assert widths == [(16, 16)] * 15 + [(8, 32)] * 5
+    assert load_model(tmp_path / "masked_lm" / "model").config.model.context == 32
+    assert metrics["steps"] == 20
+
+
+@pytest.mark.parametrize("short", [4, 7, 24, 64])
+def test_a_short_row_that_does_not_fit_is_refused(short: int) -> None:
+    (problem,) = problems_in(replace(CONFIG, short_context=short))
+    assert "short_context" in str(problem)
+    assert "8 to 32" in str(problem)

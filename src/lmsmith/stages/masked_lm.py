@@ -64,6 +64,12 @@ class MaskedLMStageConfig:
     """Tokens to read in all; more than the corpus has means several passes."""
     batch_tokens: PositiveInt = 8_192
     """Tokens of an update; a multiple of the context."""
+    short_context: NonNegativeInt = 0
+    """Tokens of a row in the first updates; the last ones read rows of the context. The paper has
+    128 of 512 (appendix A.2); among few positions an encoder finds neighbours sooner. 0: no short
+    rows."""
+    short_share: Fraction = 0.9
+    """Share of the updates that read short rows."""
     masked_fraction: Fraction = 0.15
     """Share of the tokens that are predicted."""
     mask_share: Fraction = 0.8
@@ -127,6 +133,10 @@ class MaskedLMStageConfig:
             problems.append(Problem("batch_tokens", self.batch_tokens, expected, fix))
         if context < 8:
             problems.append(Problem("model.context", context, "8 or more"))
+        short = self.short_context
+        if short and (not 8 <= short <= context or self.batch_tokens % short):
+            expected = f"0, or 8 to {context} (model.context), and a divisor of batch_tokens"
+            problems.append(Problem("short_context", short, expected))
         return problems
 
 
@@ -147,18 +157,28 @@ def run(
     shares = mixture_shares(sources, read_json(inputs["data"] / "mixture.json"))
     shards = [source.shards for source in sources.values()]
     masking = masking_of(config, tokenizer)
-    size = config.batch_tokens // shape.context
-    frames = {"cls": frame.cls, "sep": frame.sep, "pad": frame.pad}
-    batches = MaskedBatches(
-        shards,
-        masking,
-        shape.context,
-        size,
-        derive_seed(out.seed, "batches"),
-        pairs=config.next_sentence,
-        shares=shares,
-        **frames,
-    )
+
+    def batches_of(context: int) -> MaskedBatches:
+        return MaskedBatches(
+            shards,
+            masking,
+            context,
+            config.batch_tokens // context,
+            derive_seed(out.seed, "batches"),
+            pairs=config.next_sentence,
+            shares=shares,
+            cls=frame.cls,
+            sep=frame.sep,
+            pad=frame.pad,
+        )
+
+    whole = batches_of(shape.context)
+    short = batches_of(config.short_context) if config.short_context else whole
+    short_steps = round(config.short_share * steps) if config.short_context else 0
+
+    def batch(step: int) -> MaskedBatch:
+        return short.batch(step) if step < short_steps else whole.batch(step - short_steps)
+
     held_out = held_out_batches(config, inputs["data"], tokenizer, shape.context, out)
     if not held_out:
         out.progress.say(
@@ -168,7 +188,7 @@ def run(
     model.initialise(torch.Generator().manual_seed(derive_seed(out.seed, "weights")))
     metrics = train_masked_lm(
         model,
-        batches.batch,
+        batch,
         config.optimiser,
         learning_rate_factors(config, steps),
         machine,
