@@ -202,7 +202,8 @@ def keep_freed_memory() -> None:
 
 
 class _HeapFigures(ctypes.Structure):
-    """glibc's ``struct mallinfo2``, of which the bytes in use are read."""
+    """glibc's ``struct mallinfo2``, of which the bytes in use are read: in the heap (``uordblks``)
+    and in blocks with pages of their own (``hblkhd``)."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -225,7 +226,8 @@ def freed_bytes() -> int:
         return 0
     mallinfo2.restype = _HeapFigures
     anonymous = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
-    return max(0, anonymous - int(mallinfo2().uordblks))
+    found = mallinfo2()
+    return max(0, anonymous - int(found.uordblks) - int(found.hblkhd))
 
 
 def give_back_freed_memory() -> bool:
