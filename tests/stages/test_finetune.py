@@ -21,9 +21,10 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_classifier, load_decoder, load_tokenizer, save_model
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.finetune import FinetuneConfig, make_classifier, run
+from lmsmith.stages.finetune import FinetuneConfig, make_classifier, padding_share, run
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training import loop
+from lmsmith.training.classification import EncodedExample
 from lmsmith.training.optimiser import OptimiserConfig
 from tiny_models import TEXTS
 
@@ -262,3 +263,10 @@ def test_long_texts_are_counted_and_cut(base: Path, tmp_path: Path) -> None:
 
 def test_settings_are_checked() -> None:
     assert [each.key for each in problems_in(FinetuneConfig(task=""))] == ["task"]
+
+
+def test_the_share_of_padding_counts_every_sequence() -> None:
+    one = EncodedExample([[1] * 4], 0, 0.0, False)
+    both_orders = EncodedExample([[1] * 10, [2] * 10], 0, 0.0, False)
+    assert padding_share([one, both_orders], [[0, 1]]) == pytest.approx(6 / 30)
+    assert padding_share([one, both_orders], [[0], [1], [0]]) == 0.0

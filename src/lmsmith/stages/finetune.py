@@ -354,9 +354,21 @@ def train_classifier(
     model.decoder.set_dropout(0.0)
     found = {"steps": float(done), "batch_size": float(batch)}
     found["compiled"] = float(model.decoder.compiled)
+    found["padding_share"] = padding_share(train, batches)
     if validation:
         found |= {"best_step": float(best.step), f"validation_{headline}": best.figures[0]}
     return found
+
+
+def padding_share(examples: Sequence[EncodedExample], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the batches' tokens that is padding, were each batch computed at once."""
+    groups = [[examples[index] for index in batch] for batch in batches]
+    padded = sum(
+        max(each.length for each in group) * sum(len(each.sequences) for each in group)
+        for group in groups
+    )
+    own = sum(len(row) for group in groups for each in group for row in each.sequences)
+    return 1.0 - own / padded
 
 
 def save_classifier(
