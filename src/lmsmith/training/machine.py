@@ -234,8 +234,8 @@ def give_back_freed_memory() -> bool:
     """Return the freed blocks that are kept to the system, where it has not twice as much left.
 
     Steps of many shapes leave holes that later results do not fit: fine-tuning on RTE came to
-    15 GB in a hundred steps, four times what it uses. Steps of one shape leave none, and as long
-    as memory is plentiful nothing is returned, for fresh pages take time.
+    15 GB in a hundred steps. Steps of one shape leave none, and as long as memory is plentiful
+    nothing is returned, for fresh pages take time.
 
     Returns:
         Whether blocks were returned.
