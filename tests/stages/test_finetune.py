@@ -21,7 +21,13 @@ from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import load_classifier, load_decoder, load_tokenizer, save_model
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.finetune import FinetuneConfig, make_classifier, padding_share, run
+from lmsmith.stages.finetune import (
+    FinetuneConfig,
+    alike_tokens,
+    make_classifier,
+    padding_share,
+    run,
+)
 from lmsmith.tokenizers import Tokenizer
 from lmsmith.training import loop
 from lmsmith.training.classification import EncodedExample
@@ -140,7 +146,7 @@ def test_dropout_is_what_the_base_was_pretrained_with(
     assert seen == [taken, 0.0]
 
 
-def test_control_tokens_begin_as_the_end_of_a_text(base: Path, tmp_path: Path) -> None:
+def test_control_tokens_begin_as_a_line_end(base: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(base / "model")
     config = replace(CONFIG, task=str(task_file(tmp_path, ROWS)))
     located = config.located()
@@ -155,10 +161,26 @@ def test_control_tokens_begin_as_the_end_of_a_text(base: Path, tmp_path: Path) -
         )
         for pretrained in (True, False)
     ]
-    ends = [model.decoder.token_embedding.weight[tokenizer.end_of_text] for model in made]
-    assert torch.equal(made[0].controls.weight[1], ends[0])
-    assert torch.equal(made[0].controls.weight[2], ends[0])
-    assert not torch.equal(made[1].controls.weight[2], ends[1])
+    (line_end,) = tokenizer.encode("\n")
+    assert line_end != tokenizer.end_of_text
+    table = made[0].decoder.token_embedding.weight
+    assert torch.equal(made[0].controls.weight[0], table[tokenizer.end_of_text])
+    assert torch.equal(made[0].controls.weight[1], table[line_end])
+    assert torch.equal(made[0].controls.weight[2], table[line_end])
+    assert not torch.equal(
+        made[1].controls.weight[2], made[1].decoder.token_embedding.weight[line_end]
+    )
+
+
+def test_control_tokens_of_a_vocabulary_without_line_ends(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, tokenizer = load_decoder(base / "model"), load_tokenizer(base / "model")
+    end = tokenizer.end_of_text
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: [])
+    assert alike_tokens(tokenizer, body) == (end, end, end)
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: [7, 8])
+    assert alike_tokens(tokenizer, body) == (end, 8, 8)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -84,7 +84,7 @@ class Classifier(nn.Module):
 
         Args:
             like: ids of the body's tokens that the control tokens begin as, such as BERT's
-                [CLS], [SEP] and [SEP], or the token that ends a text.
+                [CLS], [SEP] and [SEP], or a line's end.
         """
         self.head.weight.normal_(0.0, 0.02, generator=generator)
         table = self.decoder.token_embedding.weight.detach()

@@ -42,6 +42,7 @@ from lmsmith.evaluation.tasks.data import draw_items, search_path
 from lmsmith.models.adapters import AdapterConfig, TrainedState, adapt
 from lmsmith.models.batching import epoch_batches
 from lmsmith.models.classifier import Classifier, ClassifierConfig
+from lmsmith.models.decoder import Decoder
 from lmsmith.models.encoder import Encoder
 from lmsmith.models.folder import load_body, load_tokenizer, save_model
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
@@ -244,13 +245,23 @@ def make_classifier(
     if length < 8:
         raise UserError(f"max_length = {length}: no room for a text", "raise it to 8 or more")
     model = Classifier(settings, decoder)
-    like = None
-    if config.pretrained:
-        last = tokenizer.end_of_text
-        starts = tokenizer.start_of_text if isinstance(decoder, Encoder) else last
-        like = (*tokenizer.text_start, starts)[0], last, last
+    like = alike_tokens(tokenizer, decoder) if config.pretrained else None
     model.initialise_head(torch.Generator().manual_seed(derive_seed(seed, "head")), like)
     return model
+
+
+def alike_tokens(tokenizer: Tokenizer, body: Decoder | Encoder) -> tuple[int, int, int]:
+    """Tokens of a pretrained body that the start, delimiter and extract tokens begin as.
+
+    An encoder's are [CLS], [SEP] and [SEP]. A decoder's are the token before a text, and twice a
+    line's end: it has learnt to look back from one. After the token that ends a text it has learnt
+    not to, and begins something else.
+    """
+    if isinstance(body, Encoder):
+        last = tokenizer.end_of_text
+        return (*tokenizer.text_start, tokenizer.start_of_text)[0], last, last
+    line_end = (tokenizer.end_of_text, *tokenizer.encode("\n"))[-1]
+    return (*tokenizer.text_start, tokenizer.end_of_text)[0], line_end, line_end
 
 
 def count_cut(
