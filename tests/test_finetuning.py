@@ -98,7 +98,9 @@ def test_a_study_draws_fine_tuning_and_prompts(
     assert [each["examples"] for each in tuned] == [8, 32]
     few = [each for each in points if each["name"] == "sst2/very" and each["examples"] == 2]
     assert len(few) == 1
-    assert "<svg" in (here / "study/report.html").read_text()
+    page = (here / "study/report.html").read_text()
+    assert "<svg" in page
+    assert "--examples 8,all --shots 0,2 --limit 10 --ablations --threads 1 --set=epochs=1" in page
     kept = (here / "study/sst2/points.jsonl").read_bytes()
     again = lmsmith.study_finetune(
         str(here / "base"),

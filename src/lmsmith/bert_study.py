@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from lmsmith.core.files import growing_rows, read_jsonl, write_json, write_jsonl
 from lmsmith.core.progress import choose_progress
 from lmsmith.core.version import VERSION
 from lmsmith.finetuning import finetune
-from lmsmith.options import documented
+from lmsmith.options import command_line, documented
 
 STAGES = {"gpt": "pretrain", "bert": "masked_lm"}
 """Model → the stage of the recipe bert that makes it."""
@@ -80,6 +79,7 @@ def study_bert(
 
     >>> lmsmith.study_bert("runs/bert", tasks=["sst2"], data="data").report # doctest: +SKIP
     """
+    given = dict(locals())
     from lmsmith.corpus.labelled.task import locate_task
     from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.report.study.bert_page import build_bert_page
@@ -128,9 +128,7 @@ def study_bert(
         **_shown(run, texts, new_tokens, sentence, threads),
     }
     write_json(out / "results.json", record)
-    words = ["lmsmith", "study", "bert", str(run), "--tasks", ",".join(tasks)]
-    words += ["--seeds", str(seeds), *(f"--set={each}" for each in set)]
-    page = build_bert_page(out, record, shlex.join(words))
+    page = build_bert_page(out, record, command_line("lmsmith study bert", study_bert, given))
     return BertStudy(record=record, tasks=found, report=page)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from lmsmith.api import Recorded, RunResult, run_loaded, stage_recipe
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import growing_rows, write_json, write_jsonl
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.options import Precision, documented
+from lmsmith.options import Precision, command_line, documented
 
 if TYPE_CHECKING:
     from lmsmith.studies.finetuning import Arm, Point
@@ -110,6 +109,7 @@ def study_finetune(
 
     >>> lmsmith.study_finetune("smollm2-135m", tasks=["rte"]).report        # doctest: +SKIP
     """
+    given = dict(locals())
     from lmsmith.corpus.labelled.task import locate_task
     from lmsmith.evaluation.run import shot_counts
     from lmsmith.evaluation.tasks.data import search_path
@@ -143,9 +143,8 @@ def study_finetune(
     hardware = describe_hardware()
     record = finetuning_record(model, found, hardware)
     write_json(out / "results.json", record)
-    words = ["lmsmith", "study", "finetune", model, "--tasks", ",".join(tasks)]
-    words += ["--examples", ",".join(examples), "--seeds", str(seeds)]
-    page = build_finetuning_page(out, model, found, shlex.join(words), hardware)
+    command = command_line("lmsmith study finetune", study_finetune, given)
+    page = build_finetuning_page(out, model, found, command, hardware)
     return FinetuneStudy(record=record, tasks=found, report=page)
 
 

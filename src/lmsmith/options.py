@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import shlex
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -169,6 +170,38 @@ def documented(function: Function, meanings: dict[str, str] = MEANINGS) -> Funct
     ]  # fmt: skip
     function.__doc__ = "\n".join([about, "", "Args:", *lines, "", rest]).strip()
     return function
+
+
+def command_line(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """The command that makes what a call of its function makes, for pages to print.
+
+    What is as by default is left out, and so is where data and results lie.
+
+    Args:
+        name: The command's words, e.g. lmsmith study bert.
+        given: Every argument's name and value.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    words = [word for each in parameters for word in _option_words(each, given[each.name])]
+    return " ".join([name, shlex.join(words)])
+
+
+def _option_words(parameter: inspect.Parameter, value: Any) -> Iterator[str]:
+    def spelled(value: Any) -> str:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return ",".join(map(str, value)) if is_list else str(value)
+
+    option = f"--{parameter.name.replace('_', '-')}"
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        yield spelled(value)
+    elif parameter.name in ("data", "out", "quiet") or spelled(value) == spelled(parameter.default):
+        return
+    elif isinstance(value, bool):
+        yield option if value else f"--no-{option[2:]}"
+    elif parameter.name in ("set", "recipe_set"):
+        yield from (f"{option}={each}" for each in value)
+    else:
+        yield from (option, spelled(value))
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str], str]:

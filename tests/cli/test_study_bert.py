@@ -107,6 +107,7 @@ def test_one_command_makes_one_page_and_goes_on(
         assert title in page
     assert 'id="bert-masks-' in page
     assert page.count("Gibbs sampling") == 1
+    assert "--texts 2 --new-tokens 6 --threads 1 --set=machine.precision=fp32" in page
     assert "Both read the same text, as many tokens in as many updates" in page
     check(json.loads((here / "study" / "results.json").read_text()))
 

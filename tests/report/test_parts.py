@@ -19,6 +19,12 @@ from lmsmith.report.run.words import STAGE_WORDS, labeler_sentence
 from lmsmith.stages.pipeline import STAGES
 
 
+@pytest.mark.parametrize(("cores", "text"), [(1, "AMD EPYC, 1 core"), (2, "AMD EPYC, 2 cores")])
+def test_machines(cores: int, text: str) -> None:
+    said = numbers.machine_words({"cpu": "AMD EPYC", "cores": cores})
+    assert said.replace(numbers.NBSP, " ") == text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

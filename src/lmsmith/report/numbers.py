@@ -1,8 +1,10 @@
-"""Numbers as a person reads them: durations, sizes, counts, shares and intervals."""
+"""Numbers as a person reads them: durations, sizes, counts, shares, intervals, a machine."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from lmsmith.core.format import UNKNOWN, format_duration, format_size
 
@@ -85,3 +87,9 @@ def large_count(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.3g}{NBSP}{word}"
     return f"{count:,.0f}"
+
+
+def machine_words(hardware: Mapping[str, Any]) -> str:
+    """A record's machine: "AMD EPYC, 2 cores"."""
+    cores = hardware.get("cores", "")
+    return f"{hardware.get('cpu', '')}, {cores}{NBSP}core{'' if cores == 1 else 's'}"

@@ -9,7 +9,7 @@ from typing import Any
 from lmsmith.report import drawing
 from lmsmith.report.drawing import COLOURS, ReportFigure, canvas
 from lmsmith.report.evaluation.shown import share_with_interval
-from lmsmith.report.numbers import duration, percent
+from lmsmith.report.numbers import duration, machine_words, percent
 from lmsmith.report.run.page import write_page
 from lmsmith.statistics.intervals import Interval
 
@@ -80,7 +80,7 @@ def build_bert_page(folder: Path, record: Mapping[str, Any], command: str) -> Pa
     context = {
         "version": record["version"],
         "command": command,
-        "machine": f"{hardware.get('cpu', '')}, {hardware.get('cores', '')} cores",
+        "machine": machine_words(hardware),
         "models": models,
         "equal": equal_sentence(record),
         "rows": accuracy_rows(record),

@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from lmsmith.core.version import VERSION
 from lmsmith.report import drawing
 from lmsmith.report.drawing import COLOURS, canvas, themed_svg
+from lmsmith.report.numbers import machine_words
 from lmsmith.report.run.page import write_page
 from lmsmith.studies.finetuning import FINETUNED, Point
 
@@ -35,7 +36,7 @@ def build_finetuning_page(
         "version": VERSION,
         "model": model,
         "command": command,
-        "machine": f"{hardware.get('cpu', '')}, {hardware.get('cores', '')} cores",
+        "machine": machine_words(hardware),
         "tasks": tasks,
     }
     return write_page(folder, "finetuning.html.j2", context)

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from lmsmith.report import drawing
 from lmsmith.report.drawing import COLOURS, canvas, themed_svg
 from lmsmith.report.evaluation.shown import share_with_interval
-from lmsmith.report.numbers import duration, percent, signed, signed_interval
+from lmsmith.report.numbers import duration, machine_words, percent, signed, signed_interval
 from lmsmith.report.run.page import write_page
 from lmsmith.statistics.intervals import Interval
 
@@ -126,7 +126,7 @@ def build_offsite_page(folder: Path, record: Mapping[str, Any]) -> Path:
         "model": record["model"],
         "version": record["version"],
         "command": record["command"],
-        "machine": f"{hardware.get('cpu', '')}, {hardware.get('cores', '')} cores",
+        "machine": machine_words(hardware),
         "emulator": emulator_sentence(record),
         "columns": COLUMNS,
         "tasks": tasks,
