@@ -79,7 +79,7 @@ def study_bert(
 
     >>> lmsmith.study_bert("runs/bert", tasks=["sst2"], data="data").report # doctest: +SKIP
     """
-    given = dict(locals())
+    arguments = dict(locals())
     from lmsmith.corpus.labelled.task import locate_task
     from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.report.study.bert_page import build_bert_page
@@ -128,7 +128,7 @@ def study_bert(
         **_shown(run, texts, new_tokens, sentence, threads),
     }
     write_json(out / "results.json", record)
-    page = build_bert_page(out, record, command_line("lmsmith study bert", study_bert, given))
+    page = build_bert_page(out, record, command_line("lmsmith study bert", study_bert, arguments))
     return BertStudy(record=record, tasks=found, report=page)
 
 

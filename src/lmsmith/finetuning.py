@@ -109,7 +109,7 @@ def study_finetune(
 
     >>> lmsmith.study_finetune("smollm2-135m", tasks=["rte"]).report        # doctest: +SKIP
     """
-    given = dict(locals())
+    arguments = dict(locals())
     from lmsmith.corpus.labelled.task import locate_task
     from lmsmith.evaluation.run import shot_counts
     from lmsmith.evaluation.tasks.data import search_path
@@ -143,7 +143,7 @@ def study_finetune(
     hardware = describe_hardware()
     record = finetuning_record(model, found, hardware)
     write_json(out / "results.json", record)
-    command = command_line("lmsmith study finetune", study_finetune, given)
+    command = command_line("lmsmith study finetune", study_finetune, arguments)
     page = build_finetuning_page(out, model, found, command, hardware)
     return FinetuneStudy(record=record, tasks=found, report=page)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from lmsmith.core.files import fingerprint, read_json, read_jsonl, write_json
 from lmsmith.core.progress import choose_progress
 from lmsmith.core.version import VERSION
 from lmsmith.offsite import emulator_recipe
-from lmsmith.options import documented
+from lmsmith.options import command_line, documented
 from lmsmith.runs.identity import recipe_identity
 from lmsmith.runs.records import read_record, write_record
 
@@ -80,6 +79,7 @@ def offsite_compare(
 
     >>> lmsmith.offsite_compare("smollm2-135m", ["sst2", "cb"]).tasks       # doctest: +SKIP
     """
+    arguments = dict(locals())
     from lmsmith.report.study.offsite_page import build_offsite_page
     from lmsmith.runs.stage_folder import describe_hardware
 
@@ -99,28 +99,17 @@ def offsite_compare(
         tuned = stage_recipe("tuned", "offsite", given, settings)
         plan = TaskPlan(word, tuned, recipe, out / Path(word).stem)
         found.append(_compare_task(model, plan, keep_models=keep_models, quiet=quiet))
-    words = ["lmsmith", "offsite", "compare", model, *task]
-    words += ["--adapter-layers", str(adapter_layers), "--keep", str(keep)]
-    words += [word for option in _options(distil, full_learning_rate, set) for word in option]
     record = {
         "comparison": "offsite",
         "version": VERSION,
         "model": model,
-        "command": shlex.join(words),
+        "command": command_line("lmsmith offsite compare", offsite_compare, arguments),
         "hardware": describe_hardware(),
         "emulator": of_emulator["emulator"]["metrics"],
         "tasks": found,
     }
     write_json(out / "results.json", record)
     return OffsiteComparison(record=record, tasks=found, report=build_offsite_page(out, record))
-
-
-def _options(
-    distil: Sequence[str], rate: float, settings: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    yield from (("--distil", each) for each in distil)
-    yield "--full-learning-rate", f"{rate:g}"
-    yield from (("--set", each) for each in settings)
 
 
 def _of_stage(settings: Sequence[str], stage: str) -> list[str]:

@@ -187,21 +187,21 @@ def command_line(name: str, function: Callable[..., Any], given: Mapping[str, An
 
 
 def _option_words(parameter: inspect.Parameter, value: Any) -> Iterator[str]:
-    def spelled(value: Any) -> str:
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        return ",".join(map(str, value)) if is_list else str(value)
-
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    words = [str(each) for each in value] if is_list else [str(value)]
+    plain = parameter.default
+    plain = ",".join(map(str, plain)) if isinstance(plain, tuple) else str(plain)
     option = f"--{parameter.name.replace('_', '-')}"
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-        yield spelled(value)
-    elif parameter.name in ("data", "out", "quiet") or spelled(value) == spelled(parameter.default):
+        yield from words
+    elif parameter.name in ("data", "out", "quiet") or ",".join(words) == plain:
         return
     elif isinstance(value, bool):
         yield option if value else f"--no-{option[2:]}"
-    elif parameter.name in ("set", "recipe_set"):
-        yield from (f"{option}={each}" for each in value)
+    elif parameter.name in ("set", "recipe_set", "distil"):
+        yield from (f"{option}={word}" for word in words)
     else:
-        yield from (option, spelled(value))
+        yield from (option, ",".join(words))
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str], str]:

@@ -126,6 +126,9 @@ def test_a_comparison_measures_each_task_once_and_goes_on_after_an_interruption(
     assert "plug-in − emulator fine-tuning" in page
     assert "3 of 5 layers" not in page
     assert "4 of 5 layers" in page
+    words = "lmsmith offsite compare model colour.toml size.toml --adapter-layers 1 --keep 2"
+    assert record["command"].startswith(f"{words} --distil=texts.jsonl --set=")
+    assert record["command"] in page
     assert main([word for word in command if word != "--json"]) == 0
     assert len(runs) == 8  # the emulator is looked at, and nothing is left to do
     assert main(["offsite", "compare", "model", "talks.jsonl"]) == 2
