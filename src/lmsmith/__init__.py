@@ -9,18 +9,11 @@ from lmsmith.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lmsmith.api import add_task as add_task
-    from lmsmith.api import backup_feedback as backup_feedback
     from lmsmith.api import compare as compare
     from lmsmith.api import evaluate as evaluate
     from lmsmith.api import export as export
-    from lmsmith.api import export_feedback as export_feedback
-    from lmsmith.api import feedback_statistics as feedback_statistics
-    from lmsmith.api import import_feedback as import_feedback
     from lmsmith.api import pull as pull
-    from lmsmith.api import rank_feedback as rank_feedback
-    from lmsmith.api import restore_feedback as restore_feedback
     from lmsmith.api import run as run
-    from lmsmith.api import sample_feedback as sample_feedback
     from lmsmith.api import score as score
     from lmsmith.api import study as study
     from lmsmith.api import study_scale as study_scale
@@ -38,6 +31,13 @@ if TYPE_CHECKING:
     from lmsmith.finetuning import finetune as finetune
     from lmsmith.finetuning import study_finetune as study_finetune
     from lmsmith.flan_study import study_flan as study_flan
+    from lmsmith.judgements import backup_feedback as backup_feedback
+    from lmsmith.judgements import export_feedback as export_feedback
+    from lmsmith.judgements import feedback_statistics as feedback_statistics
+    from lmsmith.judgements import import_feedback as import_feedback
+    from lmsmith.judgements import rank_feedback as rank_feedback
+    from lmsmith.judgements import restore_feedback as restore_feedback
+    from lmsmith.judgements import sample_feedback as sample_feedback
     from lmsmith.library import LanguageModel as LanguageModel
     from lmsmith.library import load as load
     from lmsmith.offsite import offsite_emulator as offsite_emulator
@@ -52,9 +52,12 @@ if TYPE_CHECKING:
     from lmsmith.translation import translate as translate
 
 _API = (
-    "add_task", "backup_feedback", "compare", "evaluate", "export", "export_feedback",
-    "feedback_statistics", "import_feedback", "pull", "rank_feedback", "restore_feedback", "run",
-    "sample_feedback", "score", "study", "study_scale", "task_function",
+    "add_task", "compare", "evaluate", "export", "pull", "run", "score", "study", "study_scale",
+    "task_function",
+)  # fmt: skip
+_JUDGEMENTS = (
+    "backup_feedback", "export_feedback", "feedback_statistics", "import_feedback",
+    "rank_feedback", "restore_feedback", "sample_feedback",
 )  # fmt: skip
 
 _WHERE = {
@@ -78,6 +81,7 @@ _WHERE = {
     "study_bert": "lmsmith.bert_study",
     "study_flan": "lmsmith.flan_study",
     **dict.fromkeys(_API, "lmsmith.api"),
+    **dict.fromkeys(_JUDGEMENTS, "lmsmith.judgements"),
 }
 """Where each public name lives; imported at its first use, since torch takes seconds."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmsmith import api, cli
+from lmsmith import cli, judgements
 from lmsmith.cli.parsing import printed
 from stores import rank
 
@@ -82,8 +82,8 @@ def test_sampling_says_how_many_different_answers_were_wanted(
 ) -> None:
     from lmsmith.cli import feedback
 
-    def nothing(models: tuple[str, ...], *, kind: str, answers: int = 4) -> api.FeedbackRows:
-        return api.FeedbackRows("x.db", {"tasks": 0, "known": 0, "dropped": 2}, kind=kind)
+    def nothing(models: tuple[str, ...], *, kind: str, answers: int = 4) -> judgements.FeedbackRows:
+        return judgements.FeedbackRows("x.db", {"tasks": 0, "known": 0, "dropped": 2}, kind=kind)
 
     sample = printed(nothing, feedback._show_sample)
     for options, wanted in (({}, 4), ({"answers": 3}, 3), ({"kind": "rating"}, 1)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmsmith import api, cli
+from lmsmith import cli, improvement
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.versions import Gate, Learnt, Verdict, Version
 from lmsmith.core.errors import UserError
@@ -70,7 +70,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def compared(*words: str, database: str = "") -> dict[str, Any]:
-    return api.compare_versions(words, database=database).record
+    return improvement.compare_versions(words, database=database).record
 
 
 def words_of(record: dict[str, Any]) -> list[str]:

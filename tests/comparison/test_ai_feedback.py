@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lmsmith import api, cli
+from lmsmith import cli, judgements
 from lmsmith.comparison.ai_feedback import left_out_of, rank_answers, rank_responses
 from lmsmith.comparison.judges import Compared
 from lmsmith.core.errors import UserError
@@ -202,7 +202,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"blank.jsonl, line 1: an empty prompt"):
         list(prompts_of(tmp_path / "blank.jsonl"))
     with pytest.raises(UserError, match="no prompts"):
-        api.rank_feedback(["m"], judge="j", prompts=empty, rankings=tmp_path / "ai.jsonl")
+        judgements.rank_feedback(["m"], judge="j", prompts=empty, rankings=tmp_path / "ai.jsonl")
 
 
 def test_models_of_one_folder_name_are_two(tmp_path: Path) -> None:

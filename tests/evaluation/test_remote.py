@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmsmith import api
+from lmsmith import judgements
 from lmsmith.catalogue.resolve import resolve
 from lmsmith.comparison.judges import load_judge
 from lmsmith.core.errors import UserError
@@ -65,7 +65,7 @@ def test_sampling_fills_the_labelling_queue(behind: ModelServer, tmp_path: Path)
     words = [f"big={behind.address}"]
 
     def sample(temperature: float = 1.0, **given: Any) -> tuple[int, int]:
-        found = api.sample_feedback(
+        found = judgements.sample_feedback(
             words, prompts=prompts, kind="rating", database=database, quiet=True,
             temperature=temperature, **given,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from lmsmith import api, cli
+from lmsmith import cli, judgements
 from lmsmith.core.errors import UserError
 from lmsmith.feedback.people import People
 from lmsmith.feedback.store import Store
@@ -60,7 +60,7 @@ def test_a_backup_is_one_moment_of_a_database_that_is_written(tmp_path: Path, st
             pass
         for number in range(5):
             least = len(written)
-            found = api.backup_feedback(
+            found = judgements.backup_feedback(
                 tmp_path / f"{number}.db", database=str(tmp_path / "chat.db")
             )
             numbers = [int(text.split()[0]) for text in texts(found.file)]
@@ -99,7 +99,7 @@ def test_a_backup_of_an_earlier_version_gets_the_present_tables(tmp_path: Path) 
         made.executescript((Path(__file__).parent / "first_version.sql").read_text())
     before = old.read_bytes()
     where = tmp_path / "new" / "chat.db"
-    found = api.restore_feedback(old, database=str(where))
+    found = judgements.restore_feedback(old, database=str(where))
     assert old.read_bytes() == before
     assert found.before is None
     with closing(Store(where)) as store:
@@ -111,7 +111,7 @@ def test_what_is_no_backup_changes_nothing(tmp_path: Path, store: Store, kind: s
     say(store, store.person("Ann").id, "kept " * 2000)
     where, given = str(tmp_path / "chat.db"), tmp_path / "given.db"
     if kind in ("damaged", "later"):
-        api.backup_feedback(given, database=where)
+        judgements.backup_feedback(given, database=where)
     if kind == "text":
         given.write_text("no database " * 500)
     elif kind == "damaged":
@@ -123,7 +123,7 @@ def test_what_is_no_backup_changes_nothing(tmp_path: Path, store: Store, kind: s
             later = "UPDATE alembic_version SET version_num = 'later'"
             made.execute(later if kind == "later" else "CREATE TABLE x (y)")
     with pytest.raises(UserError, match=re.escape(str(given))) as error:
-        api.restore_feedback(given, database=where)
+        judgements.restore_feedback(given, database=where)
     assert error.value.fix
     assert texts(Path(where)) == ["kept " * 2000]
     assert not list(tmp_path.glob("*before*"))
@@ -151,13 +151,13 @@ def test_postgresqls_own_commands_are_told_and_work(tmp_path: Path, postgres: Po
     with closing(Store(url)) as store:
         ann = store.person("Ann").id
         say(store, ann, "before")
-        for work in (api.backup_feedback, api.restore_feedback):
+        for work in (judgements.backup_feedback, judgements.restore_feedback):
             with pytest.raises(UserError) as error:
                 work(file, database=url)
             command = re.fullmatch(r"run: (.*) \(the password.*", error.value.fix)
             assert command is not None
             program, _, rest = command[1].partition(" ")
-            if work is api.restore_feedback:
+            if work is judgements.restore_feedback:
                 say(store, ann, "after")
             done = subprocess.run(
                 f"{_program(program)} {rest}", shell=True, capture_output=True, text=True
@@ -168,6 +168,8 @@ def test_postgresqls_own_commands_are_told_and_work(tmp_path: Path, postgres: Po
 
 def test_no_password_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        api.backup_feedback(tmp_path / "x", database="postgresql://ann:secret@db.example/chat")
+        judgements.backup_feedback(
+            tmp_path / "x", database="postgresql://ann:secret@db.example/chat"
+        )
     assert "secret" not in str(error.value)
     assert "postgresql://ann@db.example/chat" in str(error.value)

@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from feedback.test_upgrade import write_sqlite
 from improve.tiny_round import make_model, write_data
-from lmsmith import api
+from lmsmith import api, improvement
 from lmsmith.catalogue import versions
 from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.cli import main
@@ -70,7 +70,7 @@ class World:
 
     def improve(self, name: str = "ours", **given: Any) -> versions.Version:
         given = {"database": self.database, "force": True, "quiet": True} | given
-        made = api.improve(self.model, name=name, **given).version
+        made = improvement.improve(self.model, name=name, **given).version
         assert made is not None
         return made
 
@@ -120,7 +120,7 @@ def test_another_database_may_use_the_same_ids(world: World) -> None:
         for number in range(60):
             prompt = [{"role": "user", "content": f"something else, {number}"}]
             rank(other, someone, prompt, ["x", "y"], [1, 2])
-    found = api.improve(
+    found = improvement.improve(
         world.model, name="ours", database=str(world.folder / "other.db"), dry_run=True
     )
     assert found.prospect.summary.new == 60
@@ -135,7 +135,7 @@ def test_a_deleted_person_is_in_no_later_snapshot(
     ann, bob = world.person("Ann", 40), world.person("Bob", 40)
     one = world.improve()
     assert set(one.learnt.people) == {ann, bob}
-    api.promote(one.word)
+    improvement.promote(one.word)
     assert main(["users", "rm", "Ann", "--database", world.database]) == 0
     said = capsys.readouterr().out
     assert said.index("versions made with words of Ann: ours@2") < said.index("is deleted")
@@ -144,7 +144,7 @@ def test_a_deleted_person_is_in_no_later_snapshot(
     assert (two.learnt.people, two.parents) == ((bob,), (2,))
     assert "Ann asks" in written(one)
     assert "Ann asks" not in written(two)
-    assert api.lineage("ours", database=world.database).record["deleted"] == {"ours@2": 1}
+    assert improvement.lineage("ours", database=world.database).record["deleted"] == {"ours@2": 1}
     assert [each.word for each in versions.made_with(ann)] == ["ours@2", "ours@3"]
     assert main(["models", "lineage", "ours", "--database", world.database]) == 0
     assert "ours@2 was made with the words of 1 person who was deleted" in capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_a_round_that_began_with_their_words_is_not_finished(
 def test_a_version_is_made_again_without_a_person(world: World) -> None:
     """By name, from the newest version that they had no part in; and with nothing new."""
     ann, bob = world.person("Ann Lee", 40), world.person("Bob", 40)
-    api.promote(world.improve().word)
+    improvement.promote(world.improve().word)
     with pytest.raises(UserError, match="nobody has judged anything since version 2"):
         world.improve(force=False)
     three = world.improve(exclude=["ann  LEE"], restart=True)
@@ -222,7 +222,7 @@ def test_judgements_of_a_clock_that_jumped_back_are_new(world: World) -> None:
     with world.store.session.begin() as session:
         for each in session.scalars(select(RankedAnswers).where(RankedAnswers.person_id == ann)):
             each.created = datetime(1999, 1, 1, tzinfo=UTC)
-    found = api.improve(world.model, name="ours", database=world.database, dry_run=True)
+    found = improvement.improve(world.model, name="ours", database=world.database, dry_run=True)
     assert found.prospect.summary.new == 30
     assert one.number == 2
 
@@ -238,7 +238,7 @@ def test_the_reward_model_starts_from_the_newest_ancestors(
         lambda recipe, folder, **_: (ran.append(recipe), fake_run(recipe, folder)),
     )
     world.person("Ann", 40)
-    api.promote(world.improve().word)
+    improvement.promote(world.improve().word)
     assert "previous_reward" not in ran[0].stages
     first = versions.folder_of("ours") / "1/reward/model"
     first.mkdir(parents=True)
@@ -251,7 +251,7 @@ def test_a_round_without_an_earlier_reward_model_says_so(world: World) -> None:
     world.person("Ann", 60)
 
     def listed() -> list[str]:
-        found = api.improve(world.model, name="ours", database=world.database, dry_run=True)
+        found = improvement.improve(world.model, name="ours", database=world.database, dry_run=True)
         return found.as_dict()["stages"]
 
     assert "reward" in listed()
@@ -259,7 +259,7 @@ def test_a_round_without_an_earlier_reward_model_says_so(world: World) -> None:
     made = world.improve()
     assert "previous_reward" not in listed()
     (made.folder / "reward/model").mkdir(parents=True)
-    api.promote(made.word)
+    improvement.promote(made.word)
     assert "previous_reward" in listed()
 
 
@@ -279,12 +279,12 @@ def test_two_improvements_at_once(world: World) -> None:
 def test_a_model_that_vanished_between_rounds(world: World) -> None:
     world.person("Ann", 40)
     made = world.improve()
-    api.promote(made.word)
+    improvement.promote(made.word)
     shutil.rmtree(made.path)
     with pytest.raises(UserError, match="not the files of which ours@2 was made") as caught:
         world.improve()
     assert "promote another version" in caught.value.fix
-    api.rollback("ours")
+    improvement.rollback("ours")
     with pytest.raises(UserError, match="not the files of which ours@2 was made"):
         world.improve()  # the round began with it
     assert world.improve(restart=True).parents == (1,)
@@ -293,12 +293,12 @@ def test_a_model_that_vanished_between_rounds(world: World) -> None:
 def test_a_promoted_version_whose_folder_is_gone(world: World) -> None:
     world.person("Ann", 40)
     made = world.improve()
-    api.promote(made.word)
+    improvement.promote(made.word)
     shutil.rmtree(made.folder)
     with pytest.raises(UserError, match=r"ours@2 is promoted, and its folder .* is gone") as caught:
         world.improve()
     assert caught.value.fix.endswith("lmsmith models promote ours@1")
-    api.promote("ours@1")
+    improvement.promote("ours@1")
     again = world.improve(restart=True)
     assert (again.parents, again.word) == ((1,), "ours@3")  # messages name another ours@2
 
@@ -325,14 +325,16 @@ def test_the_first_model_may_be_gone_after_the_first_round(world: World) -> None
     shutil.rmtree(world.model)
     assert world.improve(name="").word == "model@3"
     with pytest.raises(UserError, match="no such folder"):
-        api.improve(f"{world.folder}/elsewhere/model", database=world.database, dry_run=True)
+        improvement.improve(
+            f"{world.folder}/elsewhere/model", database=world.database, dry_run=True
+        )
 
 
 def test_what_is_excluded_is_not_counted(world: World) -> None:
     world.person("Flood", 200)
     world.person("Ann", 10)
     given = {"database": world.database, "name": "ours", "exclude": ["Flood"]}
-    found = api.improve(world.model, dry_run=True, **given).prospect.summary
+    found = improvement.improve(world.model, dry_run=True, **given).prospect.summary
     assert found.counts["ranking"] == 10
     assert not found.bursts
     with pytest.raises(UserError, match="10 compared pairs are few"):
@@ -362,7 +364,7 @@ def test_judgements_of_deleted_conversations_are_gone(world: World) -> None:
 def test_a_database_of_the_first_version_is_read(world: World) -> None:
     path = world.folder / "first.db"
     write_sqlite(path)
-    found = api.improve(world.model, name="ours", database=str(path), dry_run=True)
+    found = improvement.improve(world.model, name="ours", database=str(path), dry_run=True)
     assert found.prospect.summary.counts["comparison"] > 0
 
 
@@ -467,7 +469,7 @@ def test_a_version_promoted_before_its_trial_began_gets_none(
         patch.setattr(versions, "set_trial", killed)
         with pytest.raises(KeyboardInterrupt):
             world.improve()
-    api.promote("ours@2")
+    improvement.promote("ours@2")
     assert world.improve().word == "ours@2"
     assert versions.lineage_of("ours").trial is None
     with pytest.raises(UserError, match="nobody has judged anything since version 2"):
@@ -490,7 +492,7 @@ def test_rankings_alone_keep_the_corpus_that_there_is(
     round.first_version(world.model, "ours", "me")
     if corpus:
         write_json(versions.folder_of("ours") / "1/pretrain/mixture.json", [1.0])
-    api.improve("ours", data=[str(data)], force=True, quiet=True)
+    improvement.improve("ours", data=[str(data)], force=True, quiet=True)
     stages = ran[0].stages
     assert ("pretrain" in stages) == corpus
     assert "sft" not in stages

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmsmith import api
+from lmsmith import improvement
 from lmsmith.catalogue import versions
 from lmsmith.tokenizers import Tokenizer
 from tiny_models import TEXTS, tiny_subject
@@ -74,11 +74,11 @@ def write_data(folder: Path, count: int = 90, people: int = 3) -> str:
     return str(folder)
 
 
-def run_round(model: str, data: str, name: str, **given: Any) -> api.Improvement:
+def run_round(model: str, data: str, name: str, **given: Any) -> improvement.Improvement:
     """Make the next version, with little of everything."""
     settings: Sequence[str] = (*SMALL, *given.pop("set", ()))
     given = {"force": True, "quiet": True, **given}
-    return api.improve(model, data=[data] if data else [], name=name, set=settings, **given)
+    return improvement.improve(model, data=[data] if data else [], name=name, set=settings, **given)
 
 
 def _die_at(moment: str) -> None:

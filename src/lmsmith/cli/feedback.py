@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lmsmith import api
+from lmsmith import judgements
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 from lmsmith.core.format import format_size
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lmsmith.feedback.backup import DatabaseCopy
 
 
-def _show_export(found: api.FeedbackRows, held_out: float, with_liked: bool) -> None:
+def _show_export(found: judgements.FeedbackRows, held_out: float, with_liked: bool) -> None:
     from lmsmith.feedback.export import HELD_OUT
 
     assert found.folder is not None
@@ -33,10 +33,10 @@ def _show_export(found: api.FeedbackRows, held_out: float, with_liked: bool) -> 
         print("no stage reads ratings; --with-liked makes demonstrations of answers with thumbs up")
 
 
-export = printed(api.export_feedback, _show_export)
+export = printed(judgements.export_feedback, _show_export)
 
 
-def _show_import(found: api.FeedbackRows) -> None:
+def _show_import(found: judgements.FeedbackRows) -> None:
     new = {what: count for what, count in found.rows.items() if what != "known"}
     print(", ".join(f"{count:,} {what}" for what, count in new.items() if count) or "nothing new")
     if found.rows["known"]:
@@ -48,10 +48,10 @@ def _show_import(found: api.FeedbackRows) -> None:
         print(next_step(found.database))
 
 
-import_ = printed(api.import_feedback, _show_import)
+import_ = printed(judgements.import_feedback, _show_import)
 
 
-def _show_sample(found: api.FeedbackRows, kind: str, answers: int) -> None:
+def _show_sample(found: judgements.FeedbackRows, kind: str, answers: int) -> None:
     counts = found.rows
     wanted = {"ranking": answers, "rating": 1}.get(kind, 0)
     print(f"{counts['tasks']:,} tasks are new in the queue")
@@ -63,10 +63,10 @@ def _show_sample(found: api.FeedbackRows, kind: str, answers: int) -> None:
         print(next_step(found.database))
 
 
-sample = printed(api.sample_feedback, _show_sample)
+sample = printed(judgements.sample_feedback, _show_sample)
 
 
-def _show_rank(found: api.JudgedRankings, answers: int) -> None:
+def _show_rank(found: judgements.JudgedRankings, answers: int) -> None:
     counts = found.rows
     print(f"{found.file}: {counts['rankings']:,} new rankings")
     if counts["known"]:
@@ -88,7 +88,7 @@ def _too_few(wanted: int) -> str:
     )
 
 
-rank = printed(api.rank_feedback, _show_rank)
+rank = printed(judgements.rank_feedback, _show_rank)
 
 
 def next_step(database: str) -> str:
@@ -154,7 +154,7 @@ def _interval(found: Mapping[str, float | None]) -> tuple[str, str]:
     return value, f"{low} to {high}"
 
 
-stats = printed(api.feedback_statistics, print_statistics)
+stats = printed(judgements.feedback_statistics, print_statistics)
 
 
 def _show_backup(found: DatabaseCopy) -> None:
@@ -163,7 +163,7 @@ def _show_backup(found: DatabaseCopy) -> None:
     print(_option(found))
 
 
-backup = printed(api.backup_feedback, _show_backup)
+backup = printed(judgements.backup_feedback, _show_backup)
 
 
 def _show_restore(found: DatabaseCopy) -> None:
@@ -172,7 +172,7 @@ def _show_restore(found: DatabaseCopy) -> None:
         print(f"what it held before is in {found.before}")
 
 
-restore = printed(api.restore_feedback, _show_restore)
+restore = printed(judgements.restore_feedback, _show_restore)
 
 
 def _contents(found: DatabaseCopy) -> str:

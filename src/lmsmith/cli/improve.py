@@ -5,20 +5,21 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from lmsmith import api
+from lmsmith import improvement
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 from lmsmith.core.format import format_duration
 from lmsmith.core.terminal import in_one_line
 
 if TYPE_CHECKING:
+    from lmsmith.api import Recorded
     from lmsmith.catalogue.versions import Gate, Version
     from lmsmith.improve.prospect import Prospect
 
 STYLES = {"passed": "green", "failed": "red", "not shown": "yellow"}
 
 
-def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> None:
+def _show(found: improvement.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> None:
     if dry_run or found.version is None:
         print_prospect(found.prospect)
         return
@@ -50,7 +51,7 @@ def _show(found: api.Improvement, *, dry_run: bool, data: tuple[str, ...]) -> No
         )
 
 
-improve = printed(api.improve, _show, quiet_json=False)
+improve = printed(improvement.improve, _show, quiet_json=False)
 
 
 def print_prospect(found: Prospect) -> None:
@@ -139,7 +140,7 @@ def gate_figures(gate: Gate) -> tuple[str, str, str]:
     return value, f"{low} to {high}" if low else "", margin
 
 
-def _show_lineage(found: api.Recorded) -> None:
+def _show_lineage(found: Recorded) -> None:
     record: dict[str, Any] = found.record
     table = plain_table("version", "from", "made", "people", "verdict", "win rate", "")
     trial = record["trial"]
@@ -190,18 +191,18 @@ def _made_from(version: dict[str, Any]) -> str:
     return (", ".join(map(str, parents)) or version["source"]) + beside
 
 
-lineage = printed(api.lineage, _show_lineage)
+lineage = printed(improvement.lineage, _show_lineage)
 
 
 def _show_promoted(made: Version) -> None:
     print(f"{made.name} is {made.word} now ({made.path})")
 
 
-promote = printed(api.promote, _show_promoted)
-rollback = printed(api.rollback, _show_promoted)
+promote = printed(improvement.promote, _show_promoted)
+rollback = printed(improvement.rollback, _show_promoted)
 
 
-def _show_simulation(found: api.Simulation) -> None:
+def _show_simulation(found: improvement.Simulation) -> None:
     record = found.record
     figures = ("round", "gold reward", "rise", "low end", "votes for it", "low end", "votes")
     others = ("judgements", "agreement", "KL", "tokens", "reward", "verdict", "time")
@@ -234,4 +235,4 @@ def _show_simulation(found: api.Simulation) -> None:
     print(f"report: {found.report}")
 
 
-simulate = printed(api.simulate, _show_simulation)
+simulate = printed(improvement.simulate, _show_simulation)

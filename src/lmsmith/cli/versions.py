@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from lmsmith import api
+from lmsmith import improvement
 from lmsmith.catalogue.versions import Gate
 from lmsmith.cli.improve import STYLES, gate_figures, votes_line
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 
+if TYPE_CHECKING:
+    from lmsmith.api import Recorded
 
-def _show(found: api.Recorded) -> None:
+
+def _show(found: Recorded) -> None:
     record: dict[str, Any] = found.record
     made: list[dict[str, Any]] = record["versions"]
     table = plain_table("", *(each["word"] for each in made))
@@ -90,4 +93,4 @@ def _figures_beside_gates(
     return shown
 
 
-compare_versions = printed(api.compare_versions, _show)
+compare_versions = printed(improvement.compare_versions, _show)
