@@ -12,7 +12,7 @@ import torch
 from lmsmith.core.config import problems_in
 from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
-from lmsmith.core.progress import QuietProgress
+from lmsmith.core.progress import LineProgress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.labelled.task import read_examples
 from lmsmith.models.adapters import AdapterConfig
@@ -281,6 +281,21 @@ def test_long_texts_are_counted_and_cut(base: Path, tmp_path: Path) -> None:
     assert metrics["train_cut"] > 0 < metrics["test_cut"]
     assert isinstance(out.progress, QuietProgress)
     assert any("are longer than 8 tokens" in text for text in out.progress.said)
+
+
+def test_one_answer_to_everything_is_told_with_what_to_try(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{**row, "text": "the house is warm"} for row in ROWS]
+    out = replace(stage_folder(tmp_path / "finetune"), progress=LineProgress())
+    metrics = run(
+        replace(CONFIG, task=str(task_file(tmp_path, rows)), epochs=2), {"base": base}, out
+    )
+    said = capsys.readouterr().err
+    assert metrics["test_accuracy"] == pytest.approx(0.5, abs=0.2)
+    assert said.count("every held-out example gets the same answer after") == 1
+    assert said.count("it has learnt nothing") == 1
+    assert said.count("finetune.warmup_fraction=0.06") == 2
 
 
 def test_settings_are_checked() -> None:

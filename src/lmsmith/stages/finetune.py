@@ -170,7 +170,10 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     measured = measure_predictions(task, model, rows, logits)
     metrics |= measured.named(name)
     if measured.constant:
-        out.warn(f"it gives every {name} example the same answer: it has learnt nothing")
+        out.warn(
+            f"it gives every {name} example the same answer: it has learnt nothing. "
+            f"{calmer_start(out.name)}"
+        )
     beside_it = baselines(task, examples.labels, examples.train, shown)
     metrics |= {key: value for each in beside_it for key, value in each.metrics.items()}
     if not bag_of_words.is_available():
@@ -178,6 +181,14 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     write_jsonl(out / "predictions.jsonl", prediction_rows(model, rows, shown, logits))
     save_classifier(config, model, tokenizer, measured, metrics, base, out)
     return metrics
+
+
+def calmer_start(stage: str) -> str:
+    """What to try where a model gives one answer to everything."""
+    return (
+        f"A longer warm-up ({stage}.warmup_fraction=0.06) or a smaller "
+        f"{stage}.optimiser.learning_rate may help"
+    )
 
 
 def held_out_examples(
@@ -345,6 +356,11 @@ def train_classifier(
             ]
         )
         measured = measure_predictions(task, model, validation, logits, intervals=False)
+        if measured.constant and not best.figures:
+            out.progress.note(
+                f"{out.name}: every held-out example gets the same answer after {done:,} updates. "
+                f"{calmer_start(out.name)}"
+            )
         loss = float(losses.mean())
         best.offer((measured.value, -loss), done)
         return {"validation/loss": loss, f"validation/{measured.name}": measured.value}
