@@ -1,4 +1,4 @@
-"""Share of the machine's peak that masked prediction and fine-tuning reach, beside pretraining's.
+"""Speed of training by objective: share of the machine's peak, and tokens a second.
 
 One shape without dropout, trained in one process by the steps that the stages run, in turn, so that
 whatever else the machine does meets all of them. Operations are those of real tokens: padding
@@ -10,6 +10,8 @@ counts for nothing.
 - fine-tuning: `training.classification.accumulate_classifier_gradients` with the language model's
   loss (λ = 0.5), examples of all lengths from a quarter of a row to a whole one, blocks compiled
   once for all lengths.
+- the same without the language model's loss (λ = 0), and besides with adapters of rank 16 in place
+  of all weights: they save operations, so their tokens a second are what they gain.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,6 +34,7 @@ from rich.table import Table
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.batches import NO_TARGET, Batch
 from lmsmith.corpus.masking import MaskedBatch
+from lmsmith.models.adapters import AdapterConfig, adapt
 from lmsmith.models.batching import epoch_batches
 from lmsmith.models.classifier import Classifier, ClassifierConfig
 from lmsmith.models.config import ModelConfig
@@ -43,8 +47,8 @@ from lmsmith.training.masked_lm import flops_per_token, masked_step
 from lmsmith.training.optimiser import Optimiser, OptimiserConfig
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
-Step = Callable[[int], float]
-"""A step of this number; its operations."""
+Step = Callable[[int], tuple[int, float]]
+"""A step of this number; its tokens and its operations."""
 
 AIM = 0.85
 HIDDEN = 0.15
@@ -60,7 +64,7 @@ def main(
     threads: Count = 0,
     json: bool = False,
 ) -> int:
-    """Share of the machine's peak by objective: pretraining, masked prediction, fine-tuning.
+    """Speed by objective: pretraining, masked prediction, fine-tuning in three ways.
 
     Example: python benchmarks/objectives.py --json
 
@@ -81,17 +85,22 @@ def main(
         "pretraining": pretraining,
         "masked prediction": masked_prediction,
         "fine-tuning": fine_tuning,
+        "fine-tuning, λ = 0": partial(fine_tuning, lm_weight=0.0),
+        "fine-tuning, λ = 0, adapters": partial(fine_tuning, lm_weight=0.0, rank=16),
     }
     objectives = {name: make(shape, machine) for name, make in makers.items()}
     status, best, peak = Console(stderr=True), dict.fromkeys(makers, 0.0), 0.0
+    fastest = dict.fromkeys(makers, 0.0)
     for number in range(steps + 1):
         for name, step in objectives.items():
             started = time.perf_counter()
-            operations = step(number)
-            rate = operations / (time.perf_counter() - started) / 1e9
+            tokens, operations = step(number)
+            seconds = time.perf_counter() - started
+            rate = operations / seconds / 1e9
             status.print(f"{name}: {rate:.0f} GFLOP/s{'' if number else ' (first step)'}")
             if number:
                 best[name] = max(best[name], rate)
+                fastest[name] = max(fastest[name], tokens / seconds)
         measure_matrix_peak.cache_clear()
         peak = max(peak, measure_matrix_peak(machine.precision, machine.device))
     rows = [
@@ -100,6 +109,8 @@ def main(
             "gigaflops": rate,
             "share_of_peak": rate / peak,
             "to_pretraining": rate / best["pretraining"],
+            "tokens_per_second": fastest[name],
+            "to_fine_tuning": fastest[name] / fastest["fine-tuning"],
         }
         for name, rate in best.items()
     ]
@@ -130,9 +141,9 @@ def pretraining(shape: ModelConfig, machine: ResolvedMachine) -> Step:
     optimiser = adamw(decoder, decoder.blocks)
     step = training_step(decoder, batches, optimiser, lambda index: 1.0, machine, 4.0)
 
-    def run(index: int) -> float:
+    def run(index: int) -> tuple[int, float]:
         step(index)
-        return ROWS * shape.context * flops
+        return ROWS * shape.context, ROWS * shape.context * flops
 
     return run
 
@@ -154,19 +165,24 @@ def masked_prediction(shape: ModelConfig, machine: ResolvedMachine) -> Step:
     optimiser = adamw(model, model.decoder.blocks)
     step = masked_step(model, batches, optimiser, lambda index: 1.0, machine, flops)
 
-    def run(index: int) -> float:
+    def run(index: int) -> tuple[int, float]:
         step(index)
-        return ROWS * shape.context * flops
+        return ROWS * shape.context, ROWS * shape.context * flops
 
     return run
 
 
-def fine_tuning(shape: ModelConfig, machine: ResolvedMachine) -> Step:
+def fine_tuning(
+    shape: ModelConfig, machine: ResolvedMachine, lm_weight: float = 0.5, rank: int = 0
+) -> Step:
     decoder = Decoder(shape)
     decoder.initialise(torch.Generator().manual_seed(0))
     model = Classifier(ClassifierConfig(model=shape, labels=("no", "yes"), length=shape.context),
                        decoder)  # fmt: skip
     model.initialise_head(torch.Generator().manual_seed(0))
+    adapt(model, AdapterConfig(rank=rank), machine.dtype, 0)
+    unused = 0.0 if lm_weight else 6.0 * shape.vocabulary_size * shape.width
+    share = 2 / 3 if rank else 1.0  # frozen weights have no gradients
     if machine.compile != "off":
         decoder.compile_blocks(lengths_vary=True)
     else:
@@ -180,12 +196,14 @@ def fine_tuning(shape: ModelConfig, machine: ResolvedMachine) -> Step:
     ]
     batches = epoch_batches(lengths, ROWS, 1, 0)
 
-    def run(index: int) -> float:
+    def run(index: int) -> tuple[int, float]:
         model.train()
         chosen = [examples[i] for i in batches[index]]
-        accumulate_classifier_gradients(model, chosen, machine, 0.5)
+        accumulate_classifier_gradients(model, chosen, machine, lm_weight)
         optimiser.step(1.0)
-        return sum(each.length * shape.training_flops_per_token(each.length) for each in chosen)
+        return sum(each.length for each in chosen), share * sum(
+            each.length * (shape.training_flops_per_token(each.length) - unused) for each in chosen
+        )
 
     return run
 
@@ -202,7 +220,15 @@ def print_table(result: dict[str, Any]) -> None:
         caption=f"peak of matrix products {result['peak_gigaflops']:.0f} GFLOP/s; wanted: "
         f"{AIM:.0%} of pretraining's share or more",
     )
-    for column in ("objective", "GFLOP/s", "of peak", "of pretraining's"):
+    columns = (
+        "objective",
+        "GFLOP/s",
+        "of peak",
+        "of pretraining's",
+        "tokens/s",
+        "of fine-tuning's",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column == "objective" else "right")
     for row in result["rows"]:
         table.add_row(
@@ -210,6 +236,8 @@ def print_table(result: dict[str, Any]) -> None:
             f"{row['gigaflops']:.0f}",
             f"{row['share_of_peak']:.0%}",
             f"{row['to_pretraining']:.0%}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['to_fine_tuning']:.2f}",
         )
     Console().print(table)
 

@@ -20,6 +20,7 @@ from lmsmith.models.blocks import (
     embed_tokens,
     make_norm,
 )
+from lmsmith.models.compiled_code import remove_unfinished_libraries
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.dropout import Dropout
 from lmsmith.models.positions import RotaryPositions, Rotation, SinusoidalPositions
@@ -84,6 +85,7 @@ class Stack(nn.Module):
 
     def compile_blocks(self, *, lengths_vary: bool = False) -> None:
         """Compile the blocks for training: for each shape, or once where lengths vary."""
+        remove_unfinished_libraries()
         self.compiled = True
         if not lengths_vary:  # the explicit kernel is another one for every length
             self.attend_explicitly()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.device import compute_dtype, without_autocast
+from lmsmith.models.compiled_code import remove_unfinished_libraries
 
 CHUNK_ELEMENTS = 8 << 20
 """Logits held at once; chosen so that a chunk's passes stay in cache."""
@@ -52,6 +53,7 @@ def _softmax_step(
 @functools.cache
 def _compiled_softmax_step() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Compiled on first use: it imports the whole compiler, which takes seconds."""
+    remove_unfinished_libraries()
     return torch.compile(_softmax_step, dynamic=False)
 
 
