@@ -262,3 +262,7 @@ def test_measuring_continues_after_an_interruption(
     asked_as_chat = measure(replace(config, base_form="chat"), inputs, stage_folder(tmp_path / "c"))
     for way in ("unseen", "seen", "other_phrasing", "in_context"):
         assert asked_as_chat[f"{way}_gain"] == 0.0
+    unseen = measure(
+        replace(config, learnt_tasks=False, shots=0), inputs, stage_folder(tmp_path / "u")
+    )
+    assert unseen == {key: value for key, value in expected.items() if key.startswith("unseen")}

@@ -41,6 +41,8 @@ class ZeroShotConfig:
 
     shots: NonNegativeInt = 4
     """Examples shown to see what tuning costs in-context learning; 0 does not measure it."""
+    learnt_tasks: bool = True
+    """Measure tasks that were learnt too, in both phrasings; they are most of the items."""
     limit: NonNegativeInt = 0
     """Items of each task, drawn by the seed; 0 takes all that the stage flan wrote."""
     base_form: Literal["auto", "chat", "text"] = "auto"
@@ -92,7 +94,7 @@ class Compared:
 def run(config: ZeroShotConfig, inputs: Mapping[str, Path], out: StageFolder) -> dict[str, float]:
     """Measure base and policy on all that ``flan`` wrote; write ``results.json``."""
     machine = resolve_machine(out.machine)
-    asked = measured_files(inputs["tasks"] / "measured", shots=config.shots)
+    asked = measured_files(inputs["tasks"] / "measured", config)
     rows = {
         role: rank_options(config, role, inputs[role], asked, machine, out)
         for role in ("base", "policy")
@@ -113,16 +115,15 @@ def run(config: ZeroShotConfig, inputs: Mapping[str, Path], out: StageFolder) ->
     return metrics
 
 
-def measured_files(folder: Path, *, shots: int) -> list[Asked]:
+def measured_files(folder: Path, config: ZeroShotConfig) -> list[Asked]:
     """The files of the stage flan, in the order of `WAYS`.
 
     Raises:
         UserError: there is none.
     """
     found = []
-    for way in WAYS:
-        if way == IN_CONTEXT and not shots:
-            continue
+    ways = [UNSEEN, *((SEEN, OTHER_PHRASING) if config.learnt_tasks else ())]
+    for way in [*ways, *((IN_CONTEXT,) if config.shots else ())]:
         for file in sorted((folder / way).glob("*.jsonl")):
             cluster = str(next(row["cluster"] for _, row in read_jsonl(file)))
             found.append(Asked(way, file.stem, cluster, file))
