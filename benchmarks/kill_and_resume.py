@@ -30,7 +30,7 @@ from rich.table import Table
 
 from lmsmith.core.files import read_json, write_jsonl
 from lmsmith.runs.stage_folder import available_cores, derive_seed
-from lmsmith.stages.pipeline import STAGES as ALL_STAGES
+from lmsmith.stages.table import STAGES as ALL_STAGES
 
 RECIPE = """
 description = "Every stage, each about a second long."

@@ -20,7 +20,7 @@ from lmsmith.core.renamed_keys import RENAMED_KEYS
 from lmsmith.corpus.build.recipe import CorpusRecipe
 from lmsmith.improve.recipe import ROUND
 from lmsmith.models.presets import PRESETS
-from lmsmith.stages.pipeline import STAGES
+from lmsmith.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])

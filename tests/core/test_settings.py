@@ -21,7 +21,7 @@ from lmsmith.core.settings import (
 )
 from lmsmith.improve.recipe import ROUND
 from lmsmith.stages.listing import recipe_settings
-from lmsmith.stages.pipeline import STAGES
+from lmsmith.stages.table import STAGES
 
 
 @dataclass(frozen=True)

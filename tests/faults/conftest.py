@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmsmith.core.renamed_keys import RENAMED_KEYS
-from lmsmith.stages.pipeline import STAGES
+from lmsmith.stages.table import STAGES
 
 FAULTS = Path(__file__).parents[3] / "shared" / "faults"
 

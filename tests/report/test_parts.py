@@ -16,7 +16,7 @@ from lmsmith.report.run.gains import verdict_of
 from lmsmith.report.run.records import count_parameters
 from lmsmith.report.run.samples import fold, guess_language
 from lmsmith.report.run.words import STAGE_WORDS, labeler_sentence
-from lmsmith.stages.pipeline import STAGES
+from lmsmith.stages.table import STAGES
 
 
 @pytest.mark.parametrize(("cores", "text"), [(1, "AMD EPYC, 1 core"), (2, "AMD EPYC, 2 cores")])

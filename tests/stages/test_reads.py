@@ -13,7 +13,8 @@ import pytest
 from lmsmith.runs.identity import files_read
 from lmsmith.runs.records import recorded_outputs
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.pipeline import Stage, load_stage_recipe, run_recipe
+from lmsmith.stages.pipeline import load_stage_recipe, run_recipe
+from lmsmith.stages.table import Stage
 
 RECIPE = """
 seed = 7

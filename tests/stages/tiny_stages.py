@@ -16,7 +16,7 @@ from lmsmith.core.files import atomic_write
 from lmsmith.core.recipe import MachineConfig
 from lmsmith.runs.signals import stop_requested
 from lmsmith.runs.stage_folder import StageFolder
-from lmsmith.stages.pipeline import Stage
+from lmsmith.stages.table import Stage
 
 STAGES = (
     Stage("make", "tiny_stages", "TinyConfig"),

@@ -13,7 +13,7 @@ from lmsmith.corpus.judgements import DEMONSTRATED, RANKED, Judgement
 from lmsmith.improve.gates import GatesConfig
 from lmsmith.improve.snapshot import Side, SnapshotConfig, divide, trust
 from lmsmith.improve.summary import LEAST
-from lmsmith.stages.pipeline import Stage
+from lmsmith.stages.table import Stage
 
 RECIPE = Path(__file__).with_name("round.toml")
 """The round that is run where no recipe is named."""

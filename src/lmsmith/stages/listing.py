@@ -9,7 +9,7 @@ from lmsmith.core.config import unknown_key
 from lmsmith.core.errors import UserError
 from lmsmith.core.recipe import GenerationConfig, MachineConfig
 from lmsmith.core.settings import Setting, describe_settings
-from lmsmith.stages.pipeline import STAGES
+from lmsmith.stages.table import STAGES
 
 
 def recipe_settings(key: str = "") -> list[Setting]:
