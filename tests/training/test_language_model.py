@@ -170,6 +170,21 @@ def test_a_peak_that_training_passes_is_measured_again(monkeypatch: pytest.Monke
     assert all(0.0 < row["share_of_peak"] < 1.0 for row in rows)
 
 
+def test_short_rows_count_as_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "matrix_peak", lambda machine: 1e3)
+    made = [(tokens[:5], mask[:5]) for tokens, mask in pieces()]
+    batch = SFTBatches(made, context=5, batch_size=6, seed=0).batch(0)
+    decoder = random_decoder()
+    step = training_step(
+        decoder, lambda index: batch, Optimiser(decoder, OptimiserConfig()), lambda index: 0.5,
+        FP32, bytes_per_token=3.0,
+    )  # fmt: skip
+    row = step(0)
+    operations = 6 * (2 * CONFIG.block_products + 31 * 24) + 12 * 24 * 2 * 5 / 2
+    share = row["tokens_per_second"] * operations / 1e12
+    assert row["share_of_peak"] == pytest.approx(share)
+
+
 def test_a_training_step_learns_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

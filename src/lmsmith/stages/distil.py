@@ -366,6 +366,7 @@ class Lesson:
     ) -> dict[str, float]:
         """Train a student in place; its metrics."""
         config, reads = self.config, isinstance(source, LiveTeacher) or matched is not None
+        flops = self.teacher.config.training_flops_per_token(self.context) / 3
         metrics = train_student(
             student,
             source,
@@ -378,7 +379,7 @@ class Lesson:
             steps=self.steps,
             micro_batch_size=config.micro_batch_size,
             bytes_per_token=material.bytes_per_token,
-            teacher_flops=self.teacher.config.training_flops_per_token() / 3 if reads else 0.0,
+            teacher_flops=flops if reads else 0.0,
             held_out_bits_per_byte=(
                 None if self.held_out is None else partial(_per_byte, self.held_out, student)
             ),

@@ -135,6 +135,7 @@ def run(config: PretrainConfig, inputs: Mapping[str, Path], out: StageFolder) ->
             description="pretrain",
             steps=steps,
             batch_tokens=config.batch_tokens,
+            row_tokens=shape.context,
             micro_batch_size=config.micro_batch_size,
             bytes_per_token=total_bytes / total_tokens,
             held_out_bits_per_byte=(

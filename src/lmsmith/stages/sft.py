@@ -179,6 +179,7 @@ def learn_demonstrations(
         description=out.name,
         steps=steps,
         batch_tokens=rows * context,
+        row_tokens=context,
         micro_batch_size=config.micro_batch_size,
         bytes_per_token=target_bytes / batches.targets_per_epoch,
         held_out_bits_per_byte=(

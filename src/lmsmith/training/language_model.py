@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -80,13 +81,13 @@ def row_parts(rows: int, most: int, rank: int) -> list[slice]:
     return [slice(rank + i * count, rank + min(own, i + most) * count, count) for i in starts]
 
 
-def training_flops_per_token(decoder: Decoder) -> float:
-    """Floating-point operations of training on a token.
+def training_flops_per_token(decoder: Decoder, row: int | None = None) -> float:
+    """Floating-point operations of training on a token, in rows of so many; else of the context.
 
     Frozen weights save a third: their own gradient. Where the first blocks are frozen too, less is
     computed than this says.
     """
-    whole = decoder.config.training_flops_per_token()
+    whole = decoder.config.training_flops_per_token(row)
     if has_adapters(decoder):
         return whole * 2 / 3
     sizes = [(value.numel(), value.requires_grad) for value in decoder.blocks.parameters()]
@@ -111,7 +112,7 @@ def training_step(
         bytes_per_token: of the target text, to give the loss in bits per byte.
         micro_batch_size: as in `accumulate_gradients`.
     """
-    flops_per_token = training_flops_per_token(decoder)
+    flops_per_token = functools.cache(partial(training_flops_per_token, decoder))
     peak = matrix_peak(machine)
 
     def step(index: int) -> Mapping[str, float]:
@@ -123,7 +124,8 @@ def training_step(
         factor = learning_rate_factor(index)
         gradient_norm = optimiser.step(factor)
         tokens_per_second = batch.tokens_bt.size / (time.perf_counter() - started)
-        gigaflops = tokens_per_second * flops_per_token / 1e9 / team().count
+        flops = tokens_per_second * flops_per_token(batch.tokens_bt.shape[1])
+        gigaflops = flops / 1e9 / team().count
         peak = raised_peak(machine, peak, gigaflops)
         return {
             "loss": loss,
@@ -149,6 +151,7 @@ def train_language_model(
     description: str,
     steps: int,
     batch_tokens: int,
+    row_tokens: int,
     micro_batch_size: int,
     bytes_per_token: float,
     held_out_bits_per_byte: Callable[[Decoder], float] | None,
@@ -172,7 +175,7 @@ def train_language_model(
     """
     (trained,) = divided(machine, decoder)
     optimiser = Optimiser(trained, optimiser_config, [trained.blocks], machine.dtype)
-    planned_flops = steps * batch_tokens * training_flops_per_token(decoder)
+    planned_flops = steps * batch_tokens * training_flops_per_token(decoder, row_tokens)
     if choose_compiling(machine, planned_flops, out.checkpoints):
         out.progress.note(f"{description}: compiling the blocks; the first step takes longer")
         trained.compile_blocks()

@@ -155,10 +155,11 @@ def train_student(
         `training_summary`.
     """
     optimiser = Optimiser(machine.put(student), optimiser_config, [student.blocks], machine.dtype)
-    flops = training_flops_per_token(student) + teacher_flops
+    tokens_bt = batches(0).tokens_bt
+    flops = training_flops_per_token(student, tokens_bt.shape[1]) + teacher_flops
     if matched is not None:
         machine.put(matched.teacher)
-    planned = steps * batches(0).tokens_bt.size * flops
+    planned = steps * tokens_bt.size * flops
     if choose_compiling(machine, planned, out.checkpoints):
         out.progress.note(f"{out.name}: compiling the blocks; the first step takes longer")
         student.compile_blocks()

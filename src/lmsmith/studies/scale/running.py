@@ -260,6 +260,7 @@ def _train(
         description=f"training {size.name}",
         steps=plan.steps,
         batch_tokens=plan.batch_tokens,
+        row_tokens=decoder.config.context,
         micro_batch_size=0,
         bytes_per_token=1.0,
         held_out_bits_per_byte=None,
