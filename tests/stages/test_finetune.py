@@ -14,7 +14,8 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_jsonl
 from lmsmith.core.progress import LineProgress, QuietProgress
 from lmsmith.core.recipe import MachineConfig
-from lmsmith.corpus.labelled.task import read_examples
+from lmsmith.corpus.labelled.task import locate_task, read_examples
+from lmsmith.evaluation.classification import measure_predictions
 from lmsmith.models.adapters import AdapterConfig
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -226,6 +227,37 @@ def test_bad_input_is_refused_in_one_message(
         run(replace(CONFIG, task=str(task)), {"base": base}, out)
 
 
+@pytest.mark.parametrize(
+    ("rows", "share", "said"),
+    [
+        (ROWS, 0.0, "nothing to measure on: none of 64 examples is held out"),
+        (ROWS[:1] + ROWS[-3:], 0.1, "nothing to measure on: none of 4 examples is held out"),
+        (ROWS[:5] + ROWS[-5:], 0.99, "nothing to learn from: 10 of 10 examples are held out"),
+    ],
+)
+def test_examples_that_are_missing_are_told_before_training(
+    base: Path, tmp_path: Path, rows: list[dict[str, object]], share: float, said: str
+) -> None:
+    path = task_file(tmp_path, rows)
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    path.write_text(path.read_text().replace('test = ["test.jsonl"]', ""))
+    config = replace(CONFIG, task=str(path), validation_share=share)
+    with pytest.raises(UserError, match=said):
+        run(config, {"base": base}, stage_folder(tmp_path / "out"))
+
+
+def test_one_label_on_the_test_examples_is_no_failure(
+    base: Path, tmp_path: Path, made: tuple[StageFolder, dict[str, float], Path]
+) -> None:
+    model = load_classifier(made[0] / "model")
+    task = locate_task(str(made[2]), []).task
+    same = [EncodedExample([[1]], 1, 0.0, False)] * 3
+    right = measure_predictions(task, model, same, [torch.tensor([0.0, 1.0])] * 3)
+    assert (right.value, right.constant) == (1.0, False)
+    mixed = [*same, EncodedExample([[1]], 0, 0.0, False)]
+    assert measure_predictions(task, model, mixed, [torch.tensor([0.0, 1.0])] * 4).constant
+
+
 def test_similarity_as_a_number_is_learnt(base: Path, tmp_path: Path) -> None:
     """As STS-B: both orders added, squared error, Pearson's correlation."""
     pairs = [(one, other) for one in THINGS for other in THINGS]
@@ -255,6 +287,11 @@ def test_a_choice_is_learnt(base: Path, tmp_path: Path) -> None:
     task, out = task_file(tmp_path, rows, **settings), stage_folder(tmp_path / "out")
     metrics = run(replace(CONFIG, task=str(task), epochs=10), {"base": base}, out)
     assert metrics["test_accuracy"] > 0.9
+    named = {"labels": ["A", "B"], "positive": "B", "measures": ["f1"]}
+    lettered = [{**row, "gold": "AB"[row["gold"]]} for row in rows]  # type: ignore[call-overload]
+    task = task_file(tmp_path / "named", lettered, **settings, **named)
+    short = replace(CONFIG, task=str(task), epochs=1)
+    assert "test_f1" in run(short, {"base": base}, stage_folder(tmp_path / "named_out"))
     said = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])
     assert said["right"] in said["answers"]
 

@@ -21,6 +21,7 @@ from lmsmith.training.classification import (
     predict,
     predicted_number,
     squared_error,
+    task_losses,
 )
 from lmsmith.training.machine import resolve_machine
 from tiny_models import random_decoder
@@ -108,6 +109,15 @@ def test_a_number_is_learnt_in_standard_deviations() -> None:
     targets = (torch.tensor(numbers) - 2.5) / 1.5
     found = accumulate_classifier_gradients(model, EXAMPLES, MACHINE)
     assert found["loss"] == pytest.approx(F.mse_loss(all_logits, targets).item(), rel=1e-5)
+
+
+def test_numbers_far_from_zero_keep_their_digits() -> None:
+    """Float32 has steps of 128 at a time in seconds since 1970."""
+    times = [1.6e9 + 60 * minute for minute in range(3)]
+    examples = [replace(each, target=time) for each, time in zip(EXAMPLES, times, strict=True)]
+    model = classifier(labels=(), mean=times[1], deviation=60.0)
+    losses = task_losses(model, torch.tensor([[-1.0], [0.0], [1.0]]), examples)
+    assert losses.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_predictions_stand_in_the_examples_order_without_dropout(

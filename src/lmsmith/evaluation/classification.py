@@ -23,7 +23,7 @@ class Measured:
 
     Attributes:
         intervals: by measure, the deciding one first.
-        constant: whether all predictions are the same.
+        constant: whether all predictions are the same, and what is right is not.
     """
 
     intervals: dict[str, Interval]
@@ -55,7 +55,7 @@ def measure_task(
     intervals: bool = True,
 ) -> Measured:
     """The task's measures of predictions: numbers of labels or of answers, or numbers."""
-    constant = len(truth) > 1 and len(set(predicted)) == 1
+    constant = len(set(truth)) > 1 and len(set(predicted)) == 1
     found: dict[str, Interval] = {}
     for name in task.chosen_measures:
         if task.numbers:
@@ -80,7 +80,8 @@ def measure_predictions(
     """The task's measures of a model's logits (`lmsmith.training.classification.predict`)."""
     truth = [each.target if task.numbers else each.label for each in examples]
     predicted = [_answer(model, each) for each in logits]
-    return measure_task(task, model.config.labels, truth, predicted, intervals=intervals)
+    labels = model.config.labels or task.labels  # a chooser's model has none
+    return measure_task(task, labels, truth, predicted, intervals=intervals)
 
 
 def _answer(model: Classifier, logits_k: Tensor) -> float:

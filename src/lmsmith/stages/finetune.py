@@ -206,6 +206,16 @@ def held_out_examples(
     if config.examples:
         chosen = drawn_of_each_label([found.train[i] for i in chosen], chosen, config.examples)
     train = [found.train[i] for i in sorted(chosen)]
+    problem = ""
+    if not train:
+        problem = f"nothing to learn from: {count:,} of {len(order):,} examples are held out"
+    elif not validation and not found.test:
+        problem = f"nothing to measure on: none of {len(order):,} examples is held out"
+    if problem:
+        raise UserError(
+            f"{out.name}: {problem} ({out.name}.validation_share = {config.validation_share:g})",
+            "add examples, name a validation or test file in the task, or hold out another share",
+        )
     if not validation:
         out.warn("no example is held out, so nothing says when it overfits")
     test = draw_items(found.test, config.test_examples or None, seed=0)

@@ -113,8 +113,10 @@ def task_losses(
     squared error in standard deviations."""
     config = model.config
     if config.predicts_numbers:
-        targets = torch.tensor([each.target for each in examples], device=logits_bk.device)
-        return squared_error(logits_bk[:, 0], (targets - config.mean) / config.deviation)
+        # in double precision first: float32 has not the digits of a number far from 0
+        standard = [(each.target - config.mean) / config.deviation for each in examples]
+        targets_b = torch.tensor(standard, dtype=torch.float32, device=logits_bk.device)
+        return squared_error(logits_bk[:, 0], targets_b)
     labels_b = torch.tensor([each.label for each in examples], device=logits_bk.device)
     if class_weights_k is not None:
         class_weights_k = class_weights_k.to(logits_bk.device)

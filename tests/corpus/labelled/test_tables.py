@@ -58,6 +58,7 @@ def test_a_member_of_a_zip_file(tmp_path: Path) -> None:
         ("text\ttext\na\tb\n", "names the column 'text' twice"),
         ("text\tlabel\n", "no rows"),
         ("", "no rows"),
+        ("text\tlabel\na\tb\tc\n", "line 2: 3 fields, and the columns are text, label"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path: Path, content: str, said: str) -> None:
@@ -65,6 +66,37 @@ def test_what_is_no_table_is_refused(tmp_path: Path, content: str, said: str) ->
         rows_of(tmp_path / "x.tsv", content)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text,label\nfine,pos\nI liked it, really,pos\n", "line 3: 3 fields, and the columns"),
+        ('text,label\n"He said no,0\nfine,1\n', "line 3: unexpected end of data"),
+        ('text,label\n"He said no,0\nfine,1\n"ok",1\n', "line 4: ',' expected after '\"'"),
+    ],
+)
+def test_a_text_with_commas_needs_quotes(tmp_path: Path, content: str, said: str) -> None:
+    """Else its end would be its label."""
+    with pytest.raises(UserError, match=said):
+        rows_of(tmp_path / "x.csv", content)
+
+
+def test_empty_columns_at_the_end_are_none(tmp_path: Path) -> None:
+    found = rows_of(tmp_path / "x.csv", "text,label,,\na,yes,,\nb,no, ,\n")
+    assert found == [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}]
+
+
+def test_long_texts_are_read(tmp_path: Path) -> None:
+    text = "long " * 40_000
+    assert rows_of(tmp_path / "x.tsv", f"text\tlabel\n{text}\tyes\n")[0]["text"] == text
+
+
+def test_json(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "x.json", '[{"text": "a"}, {"text": "b"}]')[1] == {"text": "b"}
+    with pytest.raises(UserError, match="no rows"):
+        rows_of(tmp_path / "x.jsonl", "\n")
+
+
 def test_numbers_are_finite() -> None:
     assert as_finite("2.5") == 2.5
-    assert [as_finite(each) for each in ("nan", "inf", "", None, True, "x")] == [None] * 6
+    unusable = ("nan", "inf", "", None, True, "x", 10**400)
+    assert [as_finite(each) for each in unusable] == [None] * 7

@@ -11,6 +11,7 @@ import pytest
 from lmsmith.core.errors import UserError
 from lmsmith.corpus.labelled.task import (
     TaskExamples,
+    _sorted_labels,
     locate_task,
     read_examples,
     shipped_labelled_tasks,
@@ -79,6 +80,31 @@ def test_labels_that_are_not_listed_are_sorted(tmp_path: Path) -> None:
     assert found.labels == ("false", "true")
 
 
+def test_the_order_of_equal_numbers_does_not_change() -> None:
+    """A set's order differs from process to process."""
+    labels = {"1", "1.0", "01", "2", "10"}
+    assert _sorted_labels(labels) == ("01", "1", "1.0", "2", "10")
+
+
+def test_long_numbers_are_labels_of_their_own(tmp_path: Path) -> None:
+    rows = '{{"text": "a", "label": {}}}\n{{"text": "b", "label": {}}}\n'
+    long = ("123456789012345671", "123456789012345679")
+    found = made(tmp_path, rows.format(*long), 'texts = ["text"]', "t.jsonl")
+    assert found.labels == long
+    found = made(tmp_path, rows.format("1.0", "2.5"), 'texts = ["text"]', "t.jsonl")
+    assert found.labels == ("1", "2.5")
+    for wrong in ("1e300", "1" * 400):
+        with pytest.raises(UserError, match=r"line 1: the label 1[\de+]+ is no label"):
+            made(tmp_path, rows.format(wrong, "1"), 'texts = ["text"]', "t.jsonl")
+
+
+def test_numbers_that_are_all_the_same_teach_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"every example has the number 2\.5"):
+        made(tmp_path, "text\tlabel\na\t2.5\nb\t2.50\n", 'texts = ["text"]\nnumbers = true')
+    with pytest.raises(UserError, match="no finite number to predict"):
+        made(tmp_path, f"text\tlabel\na\t{'9' * 400}\n", 'texts = ["text"]\nnumbers = true')
+
+
 def test_choices_in_a_list_or_in_columns(tmp_path: Path) -> None:
     listed = '{"q": "x", "c": ["a", "b", "c"], "gold": 2}\n{"q": "y", "c": ["a", "b"], "gold": 0}\n'
     settings = 'form = "multiple_choice"\ntexts = ["q"]\nlabel = "gold"\n'
@@ -90,6 +116,13 @@ def test_choices_in_a_list_or_in_columns(tmp_path: Path) -> None:
     named = f'{settings}answers = ["one", "two"]\nlabels = ["A", "B"]'
     found = made(tmp_path, "q\tone\ttwo\tgold\nx\ta\tb\tB\n", named)
     assert (found.train[0].answers, found.train[0].label) == (("a", "b"), 1)
+    with pytest.raises(UserError, match="right answer is '99999"):
+        made(
+            tmp_path,
+            listed.replace("2", '"' + "9" * 5000 + '"'),
+            f'{settings}answers = ["c"]',
+            "t.jsonl",
+        )
     with pytest.raises(UserError, match="right answer is 'C', not A, B"):
         made(tmp_path, "q\tone\ttwo\tgold\nx\ta\tb\tC\n", named)
 

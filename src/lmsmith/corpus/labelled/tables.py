@@ -19,6 +19,8 @@ Format = Literal["auto", "jsonl", "csv", "tsv"]
 MOST_MEMBER_BYTES = 1 << 28
 """Most bytes of a file in a zip file."""
 
+JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+
 Row = Mapping[str, object]
 
 
@@ -30,20 +32,27 @@ def read_table(
     Args:
         path: a file, or ``FILE.zip/MEMBER``; a byte order mark at its start is skipped.
         columns: the names of the columns, in the file's order; if empty, the first line has them.
-            A line may have more fields than names. Names of JSONL are its own.
-        form: of the file; ``auto`` goes by the end of its name: ``.jsonl``, ``.csv``, and all
-            others are tab-separated.
+            A line may have more fields than names that are given here, but not more than the first
+            line has. Names of JSONL are its own.
+        form: of the file; ``auto`` goes by the end of its name: ``.jsonl``, ``.json`` (one list of
+            rows), ``.csv``, and all others are tab-separated.
         quotes: whether a quotation mark around a field is not part of it. By default so in a
             comma-separated file alone: GLUE's tab-separated files hold quotation marks as text.
 
     Raises:
-        UserError: the file is missing or damaged, has no rows, or a line has too few fields.
+        UserError: the file is missing or damaged, has no rows, or a line has too few or too many
+            fields.
     """
     inside = re.search(r"\.zip/", str(path))
-    if form == "jsonl" or (form == "auto" and path.name.lower().endswith((".jsonl", ".jsonl.gz"))):
+    if form == "jsonl" or (form == "auto" and path.name.lower().endswith(JSON_ENDINGS)):
         if inside:
             raise UserError(f"{path}: JSONL inside a zip file", "unpack it")
-        yield from read_rows(path)
+        found = read_rows(path)
+        first = next(found, None)
+        if first is None:
+            raise _no_rows(path)
+        yield first
+        yield from found
         return
     text = _member(path) if inside else read_text(path)
     if form == "auto":
@@ -58,9 +67,10 @@ def _fields(
     text: str, path: Path, columns: Sequence[str], delimiter: str, quoted: bool
 ) -> Iterator[tuple[str, Row]]:
     """Rows of delimited lines."""
+    csv.field_size_limit(MOST_MEMBER_BYTES)  # of one text; Python's own limit is 131,072
     content = io.StringIO(text, newline="")
     if quoted:
-        lines = csv.reader(content, delimiter=delimiter)
+        lines = csv.reader(content, delimiter=delimiter, strict=True)
     else:
         lines = csv.reader(content, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     names, rows = list(columns), 0
@@ -69,7 +79,7 @@ def _fields(
             if not fields:
                 continue
             if not names:
-                names = [name.strip() for name in fields]
+                names = [name.strip() for name in _without_empty_end(fields)]
                 _check_names(names, path)
                 continue
             where = f"{path}, line {lines.line_num}"
@@ -77,12 +87,28 @@ def _fields(
                 expected = f"the columns are {', '.join(names)}"
                 problem = f"{where}: {len(fields)} field{'s' * (len(fields) != 1)}, and {expected}"
                 raise UserError(problem, "fix the line, or name its columns in the task")
+            if not columns and len(_without_empty_end(fields)) > len(names):
+                problem = f"{where}: {len(fields)} fields, and the columns are {', '.join(names)}"
+                fix = "put quotation marks around a text with commas, or write JSONL"
+                raise UserError(problem, fix if delimiter == "," else "write it as JSONL")
             rows += 1
             yield where, dict(zip(names, fields, strict=False))
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}", "fix the line") from error
     if not rows:
-        raise UserError(f"{path}: no rows", "name a file with one example a line")
+        raise _no_rows(path)
+
+
+def _no_rows(path: Path) -> UserError:
+    return UserError(f"{path}: no rows", "name a file with one example a line")
+
+
+def _without_empty_end(fields: Sequence[str]) -> list[str]:
+    """The fields without empty ones at the end, which spreadsheets add."""
+    found = list(fields)
+    while found and not found[-1].strip():
+        found.pop()
+    return found
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -127,6 +153,6 @@ def as_finite(value: object) -> float | None:
         return None
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

@@ -32,6 +32,9 @@ TEXTS: Mapping[Form, int] = {
 SHOWN = 12
 """Labels or columns that a message names."""
 
+LARGEST_LABEL = 10**18
+"""Whole numbers below it are labels; a longer one is a mistake."""
+
 
 @dataclass(frozen=True)
 class TableSpec:
@@ -242,6 +245,12 @@ def read_examples(located: LocatedTask) -> TaskExamples:
     if task.positive and task.positive not in labels:
         raise UserError(f"positive = {task.positive!r}: no label", f"one of {', '.join(labels)}")
     train = _examples(task, labels, rows, located.train)
+    if task.numbers and len({example.target for example in train}) == 1:
+        raise UserError(
+            f"{located.train}: every example has the number {train[0].target:g} in the column "
+            f"{task.label!r}: there is nothing to tell apart",
+            "add examples with other numbers, or name another column as label",
+        )
     if not task.numbers and task.form != "multiple_choice":
         _refuse_one_class(train, labels, located.train)
 
@@ -271,7 +280,7 @@ def _refuse_one_class(train: Sequence[Example], labels: Sequence[str], path: Pat
 def _sorted_labels(labels: set[str]) -> tuple[str, ...]:
     """Numbers by their size, all others by their letters."""
     if all(as_finite(label) is not None for label in labels):
-        return tuple(sorted(labels, key=float))
+        return tuple(sorted(labels, key=lambda label: (float(label), label)))
     return tuple(sorted(labels))
 
 
@@ -330,12 +339,15 @@ def _text(row: Mapping[str, object], name: str, where: str) -> str:
 
 
 def _label_text(row: Mapping[str, object], name: str, where: str) -> str:
-    """A label as it is compared: 1, 1.0 and "1" are one label."""
+    """A label as it is compared: JSON's 1, 1.0 and "1" are one label."""
     value = _value(row, name, where)
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int | float) and abs(value) < LARGEST_LABEL:
+        return str(int(value)) if value == int(value) else f"{value:.15g}"
     if isinstance(value, int | float):
-        return f"{value:.15g}"
+        fix = "fix the row, or write it in quotes"
+        raise UserError(f"{where}: the label {str(value)[:40]} is no label", fix)
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise UserError(f"{where}: no label in the column {name!r}", "fill it in, or remove the row")
@@ -373,7 +385,7 @@ def _place(written: str, names: Sequence[str], answers: int, where: str) -> int:
     if names:
         place = names.index(written) if written in names else answers
     else:
-        place = int(written) if written.isdecimal() else answers
+        place = int(written) if written.isdecimal() and len(written) < 10 else answers
     if place >= answers:
         expected = _listed(names[:answers]) if names else f"0 to {answers - 1}"
         raise UserError(f"{where}: the right answer is {written!r}, not {expected}", "fix the row")
