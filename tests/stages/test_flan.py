@@ -168,6 +168,34 @@ def test_examples_that_share_text_with_held_out_ones_are_left_out(tmp_path: Path
     assert not any(r["id"].startswith("colour") for r in rows_of(out / "demonstrations.jsonl"))
 
 
+def test_a_row_that_names_a_held_out_task_is_not_learnt(tmp_path: Path) -> None:
+    tasks, file = own_tasks(tmp_path), tmp_path / "written.jsonl"
+    row = {"prompt": "Is it so?", "completion": "yes"}
+    names = ["sound", "super_glue_rte", "rte", "imdb", "mine"]
+    write_jsonl(file, [{**row, "task": name} for name in names for _ in range(20)])
+    config = tiny(tasks, held_out=("odd", "nli"), files=(str(file),))
+    metrics = run(config, {}, out := stage_folder(tmp_path / "flan"))
+    assert metrics["of_clusters_left_out"] == 60
+    mixture = json.loads((out / "mixture.json").read_text())["tasks"]
+    assert {name: each["cluster"] for name, each in mixture.items()} == {
+        "colour": "even", "size": "even", "imdb": "sentiment", "mine": "other",
+    }  # fmt: skip
+    write_jsonl(file, [{**row, "task": "size"}])
+    with pytest.raises(UserError, match="the data set size has the name of a task"):
+        run(config, {}, stage_folder(tmp_path / "again"))
+
+
+def test_what_cannot_be_measured_is_told_before_training(tmp_path: Path) -> None:
+    tasks = own_tasks(tmp_path)
+    rows = rows_of(tmp_path / "sound.jsonl")
+    write_jsonl(tmp_path / "sound.jsonl", [{**row, "answer": "so"} for row in rows])
+    free = (tmp_path / "sound.toml").read_text()
+    free = free.replace('options = "choices"\ngold = "gold"', 'answer = "answer"')
+    (tmp_path / "sound.toml").write_text(free)
+    with pytest.raises(UserError, match="no test example of sound has answers to choose from"):
+        run(tiny(tasks), {}, stage_folder(tmp_path / "flan"))
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     (problem,) = problems_in(FlanConfig(held_out=("logic",)))
     assert "nli" in problem.expected

@@ -178,7 +178,7 @@ def run(config: FlanConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     learnt = {t.task.name: t for t in read if t.task.cluster not in forbidden}
     sources = [_of_task(texts, config, out.seed) for texts in learnt.values()]
     counts = Counter[str]()
-    sources += _of_files(config, forbidden, counts, out)
+    sources += _of_files(config, read, forbidden, counts, out)
     sources = drawn_clusters(sources, config.clusters, out.seed)
     if not sources:
         raise UserError("flan: no task is left to learn", "hold out fewer clusters, or name tasks")
@@ -196,6 +196,12 @@ def run(config: FlanConfig, inputs: Mapping[str, Path], out: StageFolder) -> dic
     kept = {source.name for source in sources}
     trained = [texts for name, texts in learnt.items() if name in kept]
     counts |= _write_measured(config, trained, measured, out)
+    if not counts[f"measured {UNSEEN}"]:
+        names = ", ".join(texts.task.name for texts in measured)
+        raise UserError(
+            f"flan: nothing to measure: no test example of {names} has answers to choose from",
+            "hold out a cluster of tasks with options, or give these test examples",
+        )
     used = Counter(row.id.split("/")[0] for row in rows)
     write_json(
         out / "mixture.json",
@@ -280,15 +286,25 @@ def _of_task(texts: TaskTexts, config: FlanConfig, seed: int) -> Source:
 
 
 def _of_files(
-    config: FlanConfig, forbidden: Collection[str], counts: Counter[str], out: StageFolder
+    config: FlanConfig,
+    read: Sequence[TaskTexts],
+    forbidden: Collection[str],
+    counts: Counter[str],
+    out: StageFolder,
 ) -> Iterator[Source]:
     """The data sets of files of written instructions, without those of clusters left out."""
+    clusters = {texts.task.name: texts.task.cluster for texts in read}
     found: dict[str, tuple[str, dict[str, list[Instruction]]]] = {}
     for path in config.prompted_files():
         for each in read_prompted(path, counts):
-            if each.cluster in forbidden:
+            if {each.cluster, clusters.get(each.task)} & set(forbidden):
                 counts["of clusters left out"] += 1
                 continue
+            if each.task in clusters:
+                raise UserError(
+                    f"{path}: the data set {each.task} has the name of a task",
+                    "call it otherwise (task in its rows), or leave the task out: flan.tasks",
+                )
             _, templates = found.setdefault(each.task, (each.cluster, {}))
             templates.setdefault(each.template, []).append(each.instruction)
     for name, (cluster, templates) in found.items():

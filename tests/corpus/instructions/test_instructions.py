@@ -133,6 +133,28 @@ def test_rows_that_do_not_fit_the_task_are_named(tmp_path: Path) -> None:
         read_task_texts(find_task("copa")[0], [tmp_path])
 
 
+@pytest.mark.parametrize("answer", [None, ["so"], "", " "])
+def test_an_answer_that_is_none_is_refused(tmp_path: Path, answer: object) -> None:
+    text = 'cluster = "odd"\nfile = "x.jsonl"\nfields = { q = "(?P<thing>.*)" }\nanswer = "a"\n'
+    task = read_task(text + 'templates = ["{thing}?"]', "x")
+    write_jsonl(tmp_path / "x.jsonl", [{"q": "it", "a": "so"}, {"q": "it", "a": answer}])
+    with pytest.raises(UserError, match=r"line 2: a is "):
+        read_task_texts(task, [tmp_path])
+    write_jsonl(tmp_path / "x.jsonl", [{"q": None, "a": "so"}])
+    with pytest.raises(UserError, match=r"line 1: q is None, no text"):
+        read_task_texts(task, [tmp_path])
+
+
+def test_numbers_outside_the_answers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("text\tlabel\na\t1\nb\t7\n")
+    (tmp_path / "t.toml").write_text('texts = ["text"]\nnumbers = true\n[data]\ntrain = "t.tsv"\n')
+    task = read_task(
+        'cluster = "odd"\nlabelled = "t.toml"\ntemplates = ["{text}?"]', str(tmp_path / "o.toml")
+    )
+    with pytest.raises(UserError, match=r"t\.tsv, line 3: 7 is not from 0 to 5"):
+        read_task_texts(task, [tmp_path])
+
+
 def test_names_of_t0_are_of_known_clusters(public_data: Callable[[str], Path]) -> None:
     left_out = Counter[str]()
     rows = list(read_prompted(public_data("instructions/t0_train_sample.jsonl"), left_out))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lmsmith.core.files import read_rows
 from lmsmith.corpus.formats import require_keys, text_of
+from lmsmith.corpus.instructions.task import shipped_instruction_tasks
 from lmsmith.corpus.instructions.template import Instruction
 
 END = "<|endoftext|>"
@@ -56,6 +57,16 @@ def task_of(template: str) -> tuple[str, str]:
     return name, known.get(name, OTHER)
 
 
+def cluster_of(task: str, otherwise: str) -> str:
+    """The cluster of a data set that is named; ``otherwise`` if the name is unknown.
+
+    Known are the shipped tasks, and T0's data sets.
+    """
+    shipped = shipped_instruction_tasks().get(task)
+    found = task_of(task)[1] if shipped is None else shipped.cluster
+    return otherwise if found == OTHER else found
+
+
 def read_prompted(path: Path, left_out: Counter[str]) -> Iterator[Prompted]:
     """The instructions of a JSONL file: ``prompt``, ``completion``, and where given ``template``,
     ``task`` and ``cluster``.
@@ -75,6 +86,7 @@ def read_prompted(path: Path, left_out: Counter[str]) -> Iterator[Prompted]:
             continue
         template = text_of(row, "template", where, default=path.stem)
         task, cluster = task_of(template)
-        task = text_of(row, "task", where, default=task)
+        if named := text_of(row, "task", where, default=""):
+            task, cluster = named, cluster_of(named, cluster)
         cluster = text_of(row, "cluster", where, default=cluster)
         yield Prompted(Instruction(prompt, completion), task, cluster, template)

@@ -224,7 +224,13 @@ def _texts_of(
     fields = dict(zip(task.names or spec.texts, example.texts, strict=True))
     if spec.numbers:
         options = tuple(map(str, range(HIGHEST + 1)))
-        gold = min(HIGHEST, max(0, int(example.target + 0.5)))
+        if not 0 <= example.target <= HIGHEST:
+            raise UserError(
+                f"{example.where}: {example.target:g} is not from 0 to {HIGHEST}",
+                f"the answers of task {task.name} are the whole numbers from 0 to {HIGHEST}: "
+                "bring the column there, or give the task labels in place of numbers",
+            )
+        gold = int(example.target + 0.5)
     elif spec.form == "multiple_choice":
         options, gold = example.answers, example.label
     else:
@@ -260,7 +266,7 @@ def _read_file(task: InstructionTask, path: Path) -> Iterator[LabelledExample]:
 def _example(task: InstructionTask, row: Mapping[str, object]) -> LabelledExample:
     fields: dict[str, str] = {}
     for column, rule in task.fields.items():
-        if not (found := re.fullmatch(rule, str(row[column]), re.DOTALL)):
+        if not (found := re.fullmatch(rule, _text(row, column), re.DOTALL)):
             raise ValueError(f"{column} does not match {rule!r}")
         fields |= {name: text or "" for name, text in found.groupdict().items()}
     options: tuple[str, ...] = ()
@@ -269,11 +275,22 @@ def _example(task: InstructionTask, row: Mapping[str, object]) -> LabelledExampl
     elif task.options:
         options = _list_of_texts(row[task.options])
     if not options:
-        return LabelledExample(fields, (), 0, str(row[task.answer]))
+        answer = _text(row, task.answer)
+        if not answer.strip():
+            raise ValueError(f"{task.answer} is empty")
+        return LabelledExample(fields, (), 0, answer)
     gold = row[task.gold]
     if not isinstance(gold, int) or not 0 <= gold < len(options):
         raise ValueError(f"{task.gold} is {gold!r}, not 0 to {len(options) - 1}")
     return LabelledExample(fields, options, gold, options[gold])
+
+
+def _text(row: Mapping[str, object], column: str) -> str:
+    """A text, or a number as it is written."""
+    value = row[column]
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise TypeError(f"{column} is {value!r}, no text"[:200])
 
 
 def _list_of_texts(value: object) -> tuple[str, ...]:

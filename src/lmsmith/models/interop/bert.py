@@ -129,7 +129,8 @@ def from_bert_classifier(
     encoder = from_bert(settings, state)
     if not isinstance(encoder, Encoder) or encoder.pooler is None:
         raise UserError(f"the model's weights lack {PREFIX}{POOLER}.weight", "load them again")
-    labels = settings.get("id2label") or {}
+    # transformers writes no id2label where it is the default's
+    labels = settings.get("id2label") or {n: f"LABEL_{n}" for n in range(len(head))}
     if settings.get("problem_type") == "regression" or len(head) == 1:
         labels = {}
     ours = settings.get("lmsmith") or {}
