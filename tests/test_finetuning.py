@@ -6,12 +6,15 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import lmsmith
+from lmsmith import finetuning
 from lmsmith.cli import main
+from lmsmith.core.errors import UserError
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
 from lmsmith.models.folder import save_model
@@ -57,6 +60,7 @@ def test_the_command_prints_figures_and_makes_a_report(
     said = capsys.readouterr().out
     assert "16 test examples" in said
     assert "the commonest label" in said
+    assert f"use it: lmsmith tasks run sst2 {run} < texts.jsonl" in said
     page = (run / "report.html").read_text()
     assert "What is taken for what" in page
     assert 'id="figure-finetune-training"' in page
@@ -117,3 +121,41 @@ def test_a_study_draws_fine_tuning_and_prompts(
     assert [vars(each) for each in again.tasks["sst2"]] == points
     assert (here / "study/sst2/points.jsonl").read_bytes() == kept
     assert not list((here / "study/sst2/work").iterdir())
+
+
+def test_a_study_measures_again_what_its_data_changed(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def train(model: str, task: str, **given: Any) -> SimpleNamespace:
+        trained.append(Path(task).read_text())
+        given["out"].mkdir(parents=True)
+        metrics = {"train_examples": 8.0, "test_examples": 1.0}
+        for name in ("test", "majority"):
+            metrics |= dict.fromkeys((f"{name}_accuracy", f"{name}_accuracy_low"), 0.5)
+            metrics[f"{name}_accuracy_high"] = 0.5
+        return SimpleNamespace(record={"stages": {"finetune": {"metrics": metrics}}})
+
+    monkeypatch.setattr(finetuning, "finetune", train)
+    task = tmp_path / "tone.toml"
+    table = '[data]\ntrain = "a.tsv"\ntest = ["a.tsv"]\n'
+    task.write_text(f'texts = ["text"]\n{table}')
+    given = {"tasks": [str(task)], "examples": ["all"], "seeds": 1, "threads": 1, "quiet": True}
+
+    def study() -> int:
+        lmsmith.study_finetune(str(here / "base"), out=tmp_path / "out", **given)
+        return len(trained)
+
+    (tmp_path / "a.tsv").write_text("text\tlabel\na\tyes\nb\tno\n")
+    assert [study(), study()] == [1, 1]
+    (tmp_path / "a.tsv").write_text("text\tlabel\na\tyes\nc\tno\n")
+    assert study() == 2
+    task.write_text(f'texts = ["text"]\nmeasures = ["accuracy"]\n{table}')
+    assert [study(), study()] == [3, 3]
+    (tmp_path / "other").mkdir()
+    for name in ("tone.toml", "a.tsv"):
+        (tmp_path / "other" / name).write_text((tmp_path / name).read_text())
+    given["tasks"] = [str(task), str(tmp_path / "other/tone.toml")]
+    with pytest.raises(UserError, match="two of the name tone"):
+        study()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from lmsmith.api import Recorded, RunResult, run_loaded, stage_recipe
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import growing_rows, write_json, write_jsonl
-from lmsmith.core.recipe import MachineConfig
+from lmsmith.core.recipe import MachineConfig, Recipe
 from lmsmith.options import Precision, command_line, documented
+from lmsmith.runs.identity import recipe_identity
 
 if TYPE_CHECKING:
     from lmsmith.studies.finetuning import Arm, Point
@@ -53,11 +54,15 @@ def finetune(
 
     >>> lmsmith.finetune("smollm2-135m", "sst2", data="data").folder        # doctest: +SKIP
     """
-    given = {"task": task, **({"data": str(data)} if data else {})}
-    settings = [f"base.model={json.dumps(model)}", *set]
-    recipe = stage_recipe(f"finetune-{Path(task).stem}", "finetune", given, settings)
+    recipe = _recipe(model, task, data, set)
     place = out or Path("runs") / recipe.name
     return run_loaded(recipe, place, f"{recipe.name}: {model}", quiet=quiet)
+
+
+def _recipe(model: str, task: str, data: Path | None, settings: Sequence[str]) -> Recipe:
+    given = {"task": task, **({"data": str(data)} if data else {})}
+    settings = [f"base.model={json.dumps(model)}", *settings]
+    return stage_recipe(f"finetune-{Path(task).stem}", "finetune", given, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,9 @@ def study_finetune(
     shown = [count for count in shot_counts(shots) if count is not None]
     path = search_path([data] if data else [])
     located = [locate_task(word, path) for word in tasks]
+    names = [each.task.name for each in located]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"--tasks: two of the name {twice}", "give one of them another name")
     arms = plan_finetuning([_count(each) for each in examples], ablations=ablations)
     machine = MachineConfig(precision=precision, threads=threads)
     common = [*set, f"test_examples={limit}", f"machine.threads={threads}"]
@@ -171,7 +179,7 @@ def _run_arm(
     from lmsmith.studies.finetuning import Point, points_of_run
 
     settings = [*common, *arm.settings, f"seed={seed}"]
-    key = json.dumps([model, settings])
+    key = recipe_identity(_recipe(model, task, data, settings))
     kept = folder / "points.jsonl"
     rows: list[dict[str, Any]] = growing_rows(kept)
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from lmsmith.catalogue.reading import read_card
 from lmsmith.cli.output import plain_table, table_console
 from lmsmith.cli.parsing import printed
 from lmsmith.finetuning import finetune as finetune_model
@@ -35,7 +36,7 @@ def _show(result: RunResult) -> None:
     named = shlex.quote(str(result.folder))
     print(f"report: {result.report}")
     print(f"model: {result.folder / 'finetune' / 'model'}")
-    task = str(result.folder.name).removeprefix("finetune-")
+    task = str(read_card(result.folder / "finetune" / "model")["task"])
     print(f"use it: lmsmith tasks run {shlex.quote(task)} {named} < texts.jsonl")
 
 
