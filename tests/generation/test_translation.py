@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lmsmith.generation.beam import BeamSettings
-from lmsmith.generation.translation import TooLong, Translator, beam_translate
+from lmsmith.generation.translation import (
+    MORE_TOKENS,
+    PAPER_BEAMS,
+    TooLong,
+    Translator,
+    beam_translate,
+)
 from lmsmith.models.config import EncoderDecoderConfig, ModelConfig
 from lmsmith.models.encoder_decoder import EncoderDecoder
 from lmsmith.tokenizers import Tokenizer
@@ -115,6 +122,17 @@ def test_texts_in_texts_out(translator: Translator) -> None:
     for each in (found[0], found[2]):
         assert each.text == translator.tokenizer.decode(each.tokens).strip()
         assert not set(each.tokens) & (set(translator.tokenizer.control_tokens) - {END})
+
+
+def test_long_translations_are_cut_by_the_source_and_the_context_alone() -> None:
+    """BeamSettings has a limit of 128 tokens, which is below that of a long source."""
+    tokenizer = Tokenizer.train(["a red dog runs"] * 3, 280)
+    long = Translator(tiny(tokenizer.vocabulary_size, context=256), tokenizer, MACHINE)
+    long._forbidden[END] = True
+    text = "x" * 120
+    assert len(long.encode(text)) == 121
+    (found,) = long([text], replace(PAPER_BEAMS, width=1))
+    assert len(found.tokens) == 121 + MORE_TOKENS
 
 
 def test_a_text_that_spells_a_control_token_is_text(translator: Translator) -> None:

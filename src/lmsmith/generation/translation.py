@@ -6,6 +6,7 @@ kept for every beam (Vaswani et al. 2017, section 6.1: width 4, length penalty 0
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,8 +29,11 @@ MORE_TOKENS = 50
 BATCH_TOKENS = 4096
 """Tokens of the sources that are translated together, times beams."""
 
-PAPER_BEAMS = BeamSettings(width=4, length_penalty=0.6, length_offset=5)
-"""Wu et al. 2016's length penalty, which the Transformer's paper takes."""
+PAPER_BEAMS = BeamSettings(
+    width=4, length_penalty=0.6, max_new_tokens=sys.maxsize, length_offset=5
+)
+"""Wu et al. 2016's length penalty, which the Transformer's paper takes; only `MORE_TOKENS` and the
+context limit a translation."""
 
 
 class TooLong(UserError):
