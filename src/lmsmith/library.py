@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from lmsmith.catalogue.adapted import Adapters, is_adapter, read_adapted, read_low_rank
+from lmsmith.catalogue.adapted import find_adapters, is_adapter, read_adapted, read_low_rank
 from lmsmith.catalogue.reading import read_draft_model, read_model
 from lmsmith.catalogue.resolve import Sampling, advised_sampling, resolve
 from lmsmith.core.errors import UserError
@@ -73,7 +73,8 @@ def load(
     whole = next((each for each in own.values() if not is_adapter(each)), None)
     if whole is not None:
         raise UserError(f"{whole.name} is a whole model", "name a folder of adapters, or load it")
-    low_rank = {name: read_low_rank(Adapters(found.source, (s,)), found) for name, s in own.items()}
+    stacks = {name: find_adapters(each, found.source) for name, each in own.items()}
+    low_rank = {name: read_low_rank(each, found) for name, each in stacks.items()}
     return LanguageModel(
         found.decoder,
         found.tokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,36 @@ def test_python_writes_with_each(folders: Path) -> None:
         model.adapted("c")
     with pytest.raises(UserError, match="other is a whole model"):
         lmsmith.load(folders / "base", adapters={"x": folders / "other"})
+
+
+def test_adapters_below_an_adapter_stay_on_another_base(folders: Path, tmp_path: Path) -> None:
+    """c stands on a: on a base that --adapters-on names, both are added up too."""
+    given = words(folders, "base", "c")
+    named, expected = read_models(given, "model", "base")["c"], read_models(given)["c"]
+    assert named.adapter is not None
+    assert expected.adapter is not None
+    for layer, matrices in expected.adapter.items():
+        for found, each in zip(named.adapter[layer], matrices, strict=True):
+            assert torch.equal(found, each)
+    stack = shutil.copytree(folders, tmp_path / "stack")
+    shutil.rmtree(stack / "base")
+    given = [f"new={folders / 'base'}", f"c={stack / 'c'}", f"a={stack / 'a'}"]
+    read = read_models(given, "model", "new")  # the base of the stack is gone
+    assert read["c"].adapter is not None
+    assert read["a"].adapter is not None
+    layer = next(iter(read["a"].adapter))
+    assert len(read["c"].adapter[layer][0]) > len(read["a"].adapter[layer][0])
+    shutil.rmtree(stack / "a")
+    with pytest.raises(UserError, match=r"c holds adapters that stand on other adapters.*stack/a"):
+        read_models(given[:2], "model", "new")
+
+
+def test_python_adds_up_the_adapters_below(folders: Path) -> None:
+    machine = MachineConfig(precision="fp32")
+    alone = lmsmith.load(folders / "c", machine=machine).generate("tea and", temperature=0.0)
+    for base in ("base", "a"):  # c stands on a, whose adapters are merged where a is loaded
+        model = lmsmith.load(folders / base, adapters={"c": folders / "c"}, machine=machine)
+        assert model.adapted("c").generate("tea and", temperature=0.0) == alone
 
 
 def test_wrong_adapters_are_named(folders: Path) -> None:

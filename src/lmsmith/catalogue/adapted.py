@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmsmith.catalogue.reading import (
+    NoBase,
     ReadModel,
     load_any_tokenizer,
     naming,
@@ -16,7 +17,12 @@ from lmsmith.catalogue.resolve import ADAPTER_FILE, Source, resolve
 from lmsmith.core.errors import UserError, refusing_damage
 from lmsmith.models.adapters import LowRank, add_up, low_rank
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.folder import load_tokenizer, read_adapters, read_model_config
+from lmsmith.models.folder import (
+    has_lower_adapters,
+    load_tokenizer,
+    read_adapters,
+    read_model_config,
+)
 from lmsmith.models.interop.peft import from_peft, read_peft_folder
 from lmsmith.models.interop.transformers import parameter_shapes
 from lmsmith.models.weights_file import require_weight
@@ -43,32 +49,51 @@ def is_adapter(source: Source) -> bool:
     return ours and read_model_config(source.path)[0] == "decoder"
 
 
-def find_adapters(source: Source) -> Adapters:
+def find_adapters(source: Source, on: Source | None = None) -> Adapters:
     """The adapters of a folder, and those below them.
 
+    Args:
+        source: the topmost folder.
+        on: a model that takes the place of the one below all adapters, or is in their stack.
+
     Raises:
-        UserError: the base is not there, or it is no end of adapters.
+        UserError: a folder of adapters or, without ``on``, the base is not there; or they have no
+            base.
     """
     own = [source]
-    while is_adapter(own[0]):
-        base = _base(own[0])
+    while is_adapter(own[0]) and not (on and _same(own[0], on)):
         if len(own) > _MOST:
             raise UserError(f"{source.path}: its adapters stand on no model", "get it again")
-        own.insert(0, base)
-    return Adapters(own[0], tuple(own[1:]))
+        try:
+            own.insert(0, _base(own[0]))
+        except NoBase:
+            if on is None:
+                raise
+            own.insert(0, on)
+            break
+    return Adapters(on or own[0], tuple(own[1:]))
+
+
+def _same(one: Source, other: Source) -> bool:
+    return one.path.resolve() == other.path.resolve()
 
 
 def _base(source: Source) -> Source:
     if source.format == "peft":
         return peft_base(source.path)
     base = read_adapters(source.path)[2]
-    if not (base / "config.json").is_file():
+    if (base / "config.json").is_file():
+        return resolve(base)
+    gone = f"no longer at {base.resolve()}"
+    if has_lower_adapters(source.path):
         raise UserError(
-            f"{source.path} holds adapters alone, and the model that they were made for is no "
-            f"longer at {base.resolve()}",
-            "put it back there, or serve that model too and name it: --adapters-on NAME",
+            f"{source.path} holds adapters that stand on other adapters, which are {gone}",
+            "put them back there",
         )
-    return resolve(base)
+    raise NoBase(
+        f"{source.path} holds adapters alone, and the model that they were made for is {gone}",
+        "put it back there, or serve that model too and name it: --adapters-on NAME",
+    )
 
 
 def read_low_rank(adapters: Adapters, base: ReadModel) -> LowRank:

@@ -127,13 +127,18 @@ def _refuse_encoder(path: Path, config: ModelConfig) -> None:
         )
 
 
+class NoBase(UserError):
+    """The model that adapters were made for is not on this machine."""
+
+
 def peft_base(folder: Path) -> Source:
     """The model that a PEFT folder's adapters stand on: a path, or a name that is registered here.
 
     Nothing is fetched.
 
     Raises:
-        UserError: it is not on this machine, or is itself a folder of adapters.
+        NoBase: it is not on this machine.
+        UserError: it is itself a folder of adapters.
     """
     name = str(read_peft_config(folder)["base_model_name_or_path"])
     where = f"{folder / PEFT_FILE}: its base {name!r}"
@@ -141,7 +146,7 @@ def peft_base(folder: Path) -> Source:
         found = resolve(folder / name if is_there(folder / name) else name)
     except UserError as error:
         fix = f"pull it (lmsmith pull hf:{name}), or write its folder as base_model_name_or_path"
-        raise UserError(f"{where} is not on this machine", fix) from error
+        raise NoBase(f"{where} is not on this machine", fix) from error
     if found.format == "peft":
         raise UserError(f"{where} is a folder of adapters too", "merge that one first")
     return found

@@ -29,9 +29,7 @@ MORE_TOKENS = 50
 BATCH_TOKENS = 4096
 """Tokens of the sources that are translated together, times beams."""
 
-PAPER_BEAMS = BeamSettings(
-    width=4, length_penalty=0.6, max_new_tokens=sys.maxsize, length_offset=5
-)
+PAPER_BEAMS = BeamSettings(width=4, length_penalty=0.6, max_new_tokens=sys.maxsize, length_offset=5)
 """Wu et al. 2016's length penalty, which the Transformer's paper takes; only `MORE_TOKENS` and the
 context limit a translation."""
 

@@ -88,6 +88,8 @@ KINDS: Mapping[str, Kind] = {
 
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+LOWER_ADAPTERS = "lower_adapters"
+"""Key of config.json: the base of the adapters has adapters too."""
 
 EMULATOR_KEY = "emulator"
 """Key in config.json of what an emulator knows of its full model (`lmsmith.models.offsite`)."""
@@ -156,6 +158,8 @@ def save_model(
             raise ValueError("a model with adapters is saved with their settings and its base")
         place = Path(os.path.relpath(base.resolve(), folder.resolve())).as_posix()
         config["adapter"] = {"base": place, **asdict(adapter)}
+        if (base / ADAPTER_FILE).is_file():
+            config[LOWER_ADAPTERS] = True
         state, file = TrainedState(model).state_dict(), ADAPTER_FILE
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", config)
@@ -297,6 +301,12 @@ def read_adapters(folder: Path) -> tuple[AdapterConfig, dict[str, torch.Tensor],
     if found is None or problems:
         raise SettingsError(problems, str(folder / "config.json"))
     return found, read_tensors(folder / ADAPTER_FILE), folder / adapter["base"]
+
+
+def has_lower_adapters(folder: Path) -> bool:
+    """Whether a folder's adapters were made on adapters; false for older folders, which do not
+    say it."""
+    return read_config_file(folder).get(LOWER_ADAPTERS) is True
 
 
 def _check_rank(rank: int, config: ModelConfig, path: Path) -> None:

@@ -224,10 +224,8 @@ def _shared(named: Sequence[tuple[str, str]], adapters_on: str) -> dict[str, Ada
     for name, source in sources.items():
         if not is_adapter(source):
             found[name] = Adapters(source, ())
-        elif adapters_on:
-            found[name] = Adapters(sources[adapters_on], (source,))
         else:
-            found[name] = find_adapters(source)
+            found[name] = find_adapters(source, sources.get(adapters_on))
     by_base: dict[Path, list[str]] = {}
     for name, each in found.items():
         by_base.setdefault(each.base.path.resolve(), []).append(name)
