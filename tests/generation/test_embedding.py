@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from lmsmith.api import export
-from lmsmith.catalogue.encoders import Pooling, ReadEncoder, is_encoder, read_encoder
+from lmsmith.catalogue.encoders import (
+    Pooling,
+    ReadEncoder,
+    is_encoder,
+    read_encoder,
+    read_pooling,
+)
 from lmsmith.catalogue.reading import read_model
 from lmsmith.catalogue.resolve import Source, resolve
 from lmsmith.core.errors import UserError
@@ -128,6 +134,45 @@ def test_the_files_say_how_to_pool(folder: Path, tmp_path: Path) -> None:
     modes.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(UserError, match="pooled by pooling_mode_max_tokens"):
         read_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "mean"),
+    [
+        ({"pooling_mode": "cls", "include_prompt": True}, False),
+        ({"pooling_mode": "mean"}, True),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, True),
+        ({"pooling_mode": "lasttoken"}, None),
+        ({"pooling_mode": ["cls", "mean"]}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+    ],
+)
+def test_pooling_is_read_as_old_and_new_versions_write_it(
+    config: dict[str, object], mean: bool | None, tmp_path: Path
+) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    if mean is None:
+        with pytest.raises(UserError, match="its vectors are pooled by"):
+            read_pooling(tmp_path)
+    else:
+        assert read_pooling(tmp_path) == Pooling(mean=mean)
+
+
+def test_modules_that_are_not_computed_are_refused(tmp_path: Path) -> None:
+    package = "sentence_transformers"
+    known = [
+        f"{package}.models.Transformer",
+        f"{package}.sentence_transformer.modules.pooling.Pooling",
+        f"{package}.models.Normalize",
+    ]
+    modules = tmp_path / "modules.json"
+    modules.write_text(json.dumps([{"type": name} for name in known]))
+    assert read_pooling(tmp_path) == Pooling()
+    known.insert(2, f"{package}.models.Dense")
+    modules.write_text(json.dumps([{"type": name} for name in known]))
+    with pytest.raises(UserError, match=r"modules.json has a module Dense"):
+        read_pooling(tmp_path)
 
 
 def test_encoders_and_writers_are_told_apart(folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,22 +110,41 @@ def read_pooling(folder: Path) -> Pooling:
     """The pooling of a folder that sentence-transformers wrote; the mean where it is silent.
 
     Raises:
-        UserError: it pools in a way that lmsmith has not.
+        UserError: it makes vectors in a way that lmsmith has not.
     """
-    pooling = Pooling()
-    limits = _object(folder / "sentence_bert_config.json")
-    if isinstance(most := limits.get("max_seq_length"), int) and most > 0:
-        pooling = dataclasses.replace(pooling, most_tokens=most)
-    modes = _object(folder / "1_Pooling" / "config.json")
-    chosen = {name for name, value in modes.items() if value is True and "pooling_mode" in name}
-    if chosen == {"pooling_mode_cls_token"}:
-        return dataclasses.replace(pooling, mean=False)
-    if chosen - {"pooling_mode_mean_tokens"}:
+    for kind in _modules(folder):
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise UserError(
+                f"{folder}: modules.json has a module {kind}, which lmsmith does not compute",
+                "use a model of Transformer, Pooling and Normalize alone",
+            )
+    limits = _object(folder / "sentence_bert_config.json").get("max_seq_length")
+    most = limits if isinstance(limits, int) and limits > 0 else 0
+    chosen = _pooling_modes(_object(folder / "1_Pooling" / "config.json"))
+    if chosen - {"mean"} and chosen != {"cls"}:
         raise UserError(
             f"{folder}: its vectors are pooled by {', '.join(sorted(chosen))}",
             "use a model that takes the mean of the tokens, or the first one",
         )
-    return pooling
+    return Pooling(mean=chosen != {"cls"}, most_tokens=most)
+
+
+def _modules(folder: Path) -> list[str]:
+    """Kinds of sentence-transformers' modules: the class of each, without its package."""
+    path = folder / "modules.json"
+    content = read_json(path) if path.is_file() else []
+    kinds = content if isinstance(content, list) else []
+    return [str(each["type"]).rpartition(".")[2] for each in kinds]
+
+
+def _pooling_modes(config: dict[str, Any]) -> set[str]:
+    """How a Pooling module pools: ``mean``, ``cls`` and others; empty if it does not say."""
+    named = config.get("pooling_mode")  # by newer versions
+    if named:
+        return set(map(str, named)) if isinstance(named, list) else {str(named)}
+    flags = {name for name, value in config.items() if value is True and "pooling_mode" in name}
+    short = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    return {short.get(name, name) for name in flags}
 
 
 def _object(path: Path) -> dict[str, Any]:
