@@ -100,13 +100,19 @@ def copied_from(folder: Path) -> Download:
     def download(_: str, __: str | None, names: Sequence[str], target: Path) -> None:
         for pattern in names:
             for path in folder.glob(pattern):
-                shutil.copy(path, target)
+                copy = target / path.relative_to(folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy(path, copy)
 
     return download
 
 
 def test_a_model_of_the_hub_is_registered(hugging_face: Path) -> None:
     (hugging_face / "pytorch_model.bin").write_bytes(b"a pickle")
+    (hugging_face / "1_Pooling").mkdir()
+    pooling = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    for name in pooling:
+        (hugging_face / name).write_text("[]")
     record = pull_hub("hf:some/one@v2", QuietProgress(), copied_from(hugging_face))
     assert record.name == "some--one"
     assert record.source == "hub: some/one@v2"
@@ -114,6 +120,7 @@ def test_a_model_of_the_hub_is_registered(hugging_face: Path) -> None:
     inner = hashlib.sha256(weights).digest()
     assert record.sha256 == hashlib.sha256(inner).hexdigest()
     assert not (record.path / "pytorch_model.bin").exists()
+    assert all((record.path / name).is_file() for name in pooling)
     for word in ("some/one", "some--one"):
         assert resolve(word).path == record.path
     assert read_model("some/one").tokenizer.encode("hello")

