@@ -15,8 +15,9 @@ import torch
 from preference_world import sentence, stage_folder, write_data
 
 from lmsmith.core.config import decode, problems_in
-from lmsmith.core.errors import Interrupted
+from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_json
+from lmsmith.core.progress import QuietProgress
 from lmsmith.corpus.batches import NO_TARGET
 from lmsmith.encoders import embed, fill_mask
 from lmsmith.models.config import ModelConfig
@@ -28,6 +29,7 @@ from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.signals import StopSignal
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages.masked_lm import MaskedLMStageConfig, held_out_batches, run
+from lmsmith.stages.pipeline import load_stage_recipe
 from lmsmith.stages.pretrain import PretrainConfig
 from lmsmith.tokenizers.word_piece import train_word_piece
 from lmsmith.training import masked_lm
@@ -146,6 +148,35 @@ def test_without_pairs_and_with_whole_words(inputs: dict[str, Path], tmp_path: P
     metrics = run(plain, inputs, out)
     assert "decoder_accuracy" not in metrics
     assert "next_sentence_loss" not in read_metrics(out / "metrics.jsonl")[0]
+
+
+@pytest.mark.parametrize(("context", "vocabulary"), [(31, 0), (32, 1)])
+def test_a_decoder_that_cannot_read_the_rows_is_not_compared(
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    context: int,
+    vocabulary: int,
+) -> None:
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    decoder = Decoder(ModelConfig(1, 16, 2, context, tokenizer.vocabulary_size + vocabulary))
+    decoder.initialise(torch.Generator().manual_seed(0))
+    save_model(tmp_path / "pretrain" / "model", decoder, tokenizer, {})
+    said: list[str] = []
+    monkeypatch.setattr(QuietProgress, "say", lambda _, text: said.append(text))
+    out = stage_folder(tmp_path / "masked_lm")
+    metrics = run(replace(CONFIG, tokens=512), inputs | {"decoder": tmp_path / "pretrain"}, out)
+    assert "masked_accuracy" in metrics
+    assert "decoder_accuracy" not in metrics
+    assert [line for line in said if "masked_lm: the decoder of pretrain" in line]
+
+
+def test_a_tokenizer_without_masks_is_refused_when_the_recipe_is_read(
+    inputs: dict[str, Path],
+) -> None:
+    with pytest.raises(UserError, match=r"tokenizer.kind = .*bpe"):
+        load_stage_recipe("bert", ["tokenizer.kind=bpe"])
+    load_stage_recipe("bert", ["tokenizer.kind=bpe", f"tokenizer.load={inputs['tokenizer']}"])
 
 
 def test_settings_that_contradict_are_named() -> None:

@@ -24,7 +24,7 @@ from lmsmith.corpus.masking import MaskedBatch, MaskedBatches, Masking
 from lmsmith.corpus.rows import read_documents, rows_of_split
 from lmsmith.corpus.shards import TokenShards, write_shards
 from lmsmith.models.config import ModelConfig
-from lmsmith.models.folder import load_decoder, save_model
+from lmsmith.models.folder import load_decoder, read_model_config, save_model
 from lmsmith.models.masked_lm import MaskedLM, MaskedLMConfig
 from lmsmith.models.presets import PRESETS
 from lmsmith.runs.stage_folder import StageFolder, derive_seed
@@ -179,6 +179,7 @@ def run(
     def batch(step: int) -> MaskedBatch:
         return short.batch(step) if step < short_steps else whole.batch(step - short_steps)
 
+    compared = "decoder" in inputs and is_comparable(inputs["decoder"] / "model", shape, out)
     held_out = held_out_batches(config, inputs["data"], tokenizer, shape.context, out)
     if not held_out:
         out.progress.say(
@@ -202,11 +203,10 @@ def run(
     if held_out:
         found = encoder_guesses(model, held_out, machine)
         guesses = {"masked": found, "unigram": unigram_guesses(_counts(shards, shape), held_out)}
-        if "decoder" in inputs:
+        if compared:
             decoder = load_decoder(inputs["decoder"] / "model")
-            if decoder.config.vocabulary_size == shape.vocabulary_size:
-                guesses["decoder"] = decoder_guesses(decoder, held_out, machine)
-                metrics["decoder_parameters"] = float(decoder.config.parameters)
+            guesses["decoder"] = decoder_guesses(decoder, held_out, machine)
+            metrics["decoder_parameters"] = float(decoder.config.parameters)
         for name, each in guesses.items():
             metrics |= {f"{name}_accuracy": each.accuracy, f"{name}_loss": each.mean_loss}
         metrics["held_out_targets"] = float(found.targets)
@@ -220,6 +220,21 @@ def run(
     card = {"stage": "masked_lm", "parents": [], "settings": encode(config), "metrics": metrics}
     save_model(out / "model", model, tokenizer, card)
     return metrics
+
+
+def is_comparable(decoder: Path, shape: ModelConfig, out: StageFolder) -> bool:
+    """Whether a decoder can read the encoder's rows; a warning says why not."""
+    theirs = read_model_config(decoder)[1]
+    if theirs.vocabulary_size != shape.vocabulary_size:
+        out.warn("the decoder of pretrain has another vocabulary, and is not compared")
+        return False
+    if theirs.context < shape.context:
+        out.warn(
+            f"the decoder of pretrain reads {theirs.context} tokens and the encoder "
+            f"{shape.context}, so they are not compared; make pretrain.model.context as long"
+        )
+        return False
+    return True
 
 
 def masking_of(config: MaskedLMStageConfig, tokenizer: Tokenizer) -> Masking:

@@ -95,6 +95,14 @@ def load_stage_recipe(
             raise SettingsError(
                 [Problem("tokenizer.load", loaded, expected, fix)], str(name_or_path)
             )
+    tokenizer = recipe.stages.get("tokenizer")
+    trained = not getattr(recipe.stages.get("data"), "shards", "") and not getattr(
+        tokenizer, "load", ""
+    )
+    if "masked_lm" in recipe.stages and trained and getattr(tokenizer, "kind", "") == "bpe":
+        expected = '"word_piece": masked_lm needs its control tokens'
+        problem = Problem("tokenizer.kind", "bpe", expected, 'set it to "word_piece"')
+        raise SettingsError([problem], str(name_or_path))
     coefficient = getattr(recipe.stages.get("ppo"), "ptx_coefficient", 0)
     if coefficient and "pretrain" not in recipe.stages:
         expected = "PPO-ptx reads the text of the stage pretrain, but the recipe has no such stage"
