@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from preference_world import sentence, stage_folder, write_data
@@ -19,6 +20,7 @@ from lmsmith.core.errors import Interrupted, UserError
 from lmsmith.core.files import write_json
 from lmsmith.core.progress import QuietProgress
 from lmsmith.corpus.batches import NO_TARGET
+from lmsmith.corpus.rows import read_documents
 from lmsmith.encoders import embed, fill_mask
 from lmsmith.models.config import ModelConfig
 from lmsmith.models.decoder import Decoder
@@ -148,6 +150,22 @@ def test_without_pairs_and_with_whole_words(inputs: dict[str, Path], tmp_path: P
     metrics = run(plain, inputs, out)
     assert "decoder_accuracy" not in metrics
     assert "next_sentence_loss" not in read_metrics(out / "metrics.jsonl")[0]
+
+
+def test_the_commonest_token_is_one_that_can_be_hidden(
+    made: tuple[StageFolder, dict[str, float]], inputs: dict[str, Path]
+) -> None:
+    """Every document has [CLS] and [SEP], and neither is ever hidden."""
+    out, metrics = made
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    held_out = held_out_batches(CONFIG, inputs["data"], tokenizer, 32, stage_folder(out / "again"))
+    targets = np.concatenate([each.targets_bt[each.targets_bt != NO_TARGET] for each in held_out])
+    documents = read_documents(inputs["data"] / "documents.jsonl")
+    encoded = tokenizer.encode_batch([each.text for each in documents])
+    counts = np.bincount(np.concatenate(encoded), minlength=tokenizer.vocabulary_size)
+    assert metrics["unigram_accuracy"] == np.mean(targets == counts.argmax())
+    log_probs = np.log((counts + 1) / (counts + 1).sum())
+    assert metrics["unigram_loss"] == pytest.approx(-log_probs[targets].mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("context", "vocabulary"), [(31, 0), (32, 1)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lmsmith.core.config import (
@@ -202,7 +203,8 @@ def run(
     )
     if held_out:
         found = encoder_guesses(model, held_out, machine)
-        guesses = {"masked": found, "unigram": unigram_guesses(_counts(shards, shape), held_out)}
+        counts = target_counts(shards, shape.vocabulary_size, frame)
+        guesses = {"masked": found, "unigram": unigram_guesses(counts, held_out)}
         if compared:
             decoder = load_decoder(inputs["decoder"] / "model")
             guesses["decoder"] = decoder_guesses(decoder, held_out, machine)
@@ -287,11 +289,14 @@ def held_out_batches(
     ]
 
 
-def _counts(shards: list[TokenShards], shape: ModelConfig) -> Any:
-    """Occurrences of each token in training."""
-    counts = np.zeros(shape.vocabulary_size, np.int64)
+def target_counts(
+    shards: Sequence[TokenShards], vocabulary_size: int, frame: Frame
+) -> npt.NDArray[np.int64]:
+    """Occurrences of each token in training; 0 for the frame's, which are never hidden."""
+    counts = np.zeros(vocabulary_size, np.int64)
     for source in shards:
         for start in range(0, source.total_tokens, _COUNTED_AT_ONCE):
             part = source.tokens[start : start + _COUNTED_AT_ONCE]
-            counts += np.bincount(part, minlength=shape.vocabulary_size)
+            counts += np.bincount(part, minlength=vocabulary_size)
+    counts[[frame.cls, frame.sep]] = 0
     return counts
