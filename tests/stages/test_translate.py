@@ -152,6 +152,31 @@ def test_sentences_longer_than_the_context_are_left_out(tmp_path: Path) -> None:
         run(short, {}, stage_folder(tmp_path / "none"))
 
 
+def test_a_validation_file_of_which_no_sentence_fits_is_refused_before_the_training(
+    tmp_path: Path,
+) -> None:
+    long = [(" ".join([source] * 9), target) for source, target in sentences()]
+    held = write(tmp_path, long, "long")
+    out = stage_folder(tmp_path / "translate")
+    wrong = config(tmp_path, validation_source=held[0], validation_target=held[1], epochs=0.1)
+    with pytest.raises(UserError, match=r"long\.en: no validation pair fits the context of 24"):
+        run(wrong, {}, out)
+    assert not (out / "metrics.jsonl").exists()
+
+
+def test_the_model_is_saved_before_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> dict[str, float]:
+        raise MemoryError
+
+    monkeypatch.setattr("lmsmith.stages.translate.measure_bleu", broken)
+    out = stage_folder(tmp_path / "translate")
+    with pytest.raises(MemoryError):
+        run(config(tmp_path, epochs=0.1), {}, out)
+    assert load_kind(out / "model", EncoderDecoder, "").config.model.width == 32
+
+
 def test_settings_are_checked(tmp_path: Path) -> None:
     keys = [problem.key for problem in problems_in(TranslateConfig())]
     assert keys == ["source", "target"]

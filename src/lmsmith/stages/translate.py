@@ -166,6 +166,12 @@ def run(config: TranslateConfig, inputs: Mapping[str, Path], out: StageFolder) -
     if not encoded:
         fix = f"raise {out.name}.model.context, or give shorter sentences"
         raise UserError(f"no sentence fits the context of {config.model.context} tokens", fix)
+    if not validation:
+        where = config.validation_source or "the part that is held out"
+        raise UserError(
+            f"{where}: no validation pair fits the context of {config.model.context} tokens",
+            f"raise {out.name}.model.context, or give shorter validation sentences",
+        )
     if left_out:
         out.warn(
             f"{left_out:,} of {len(train):,} pairs are longer than the context of "
@@ -178,8 +184,9 @@ def run(config: TranslateConfig, inputs: Mapping[str, Path], out: StageFolder) -
         "parameters": float(model.config.parameters),
         "vocabulary_size": float(tokenizer.vocabulary_size),
     }
-    metrics |= measure_bleu(config, Translator(model, tokenizer, machine), held_out, out)
     card = {"stage": out.name, "parents": [], "settings": encode(config), "metrics": metrics}
+    save_model(out / "model", model, tokenizer, card)  # whatever goes wrong with the measuring
+    metrics |= measure_bleu(config, Translator(model, tokenizer, machine), held_out, out)
     save_model(out / "model", model, tokenizer, card)
     return metrics
 
