@@ -181,10 +181,13 @@ def _answers(
 
     They are kept in place of its weights, and measured again where anything has changed.
     """
-    from lmsmith.catalogue.versions import hash_model
+    from lmsmith.catalogue.versions import hash_files, hash_model
+    from lmsmith.corpus.labelled.task import locate_task
+    from lmsmith.evaluation.tasks.data import search_path
     from lmsmith.studies.bert import answered
 
-    key = json.dumps([name, hash_model(base), task, list(settings), VERSION])
+    files = hash_files(locate_task(task, search_path([data] if data else [])).files)
+    key = json.dumps([name, hash_model(base), task, files, list(settings), VERSION])
     kept = folder / "answers.jsonl"
     rows: list[dict[str, Any]] = growing_rows(kept)
     for row in rows:
