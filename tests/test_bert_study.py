@@ -33,6 +33,8 @@ def test_answers_are_measured_again_where_the_data_changes(
         row = {"texts": ["a"], "right": "yes", "label": "yes"}
         (out / "finetune" / "predictions.jsonl").write_text(json.dumps(row) + "\n")
 
+    monkeypatch.setattr(bert_study, "finetune", finetune)
+
     def answer() -> int:
         arguments = (
             model,
