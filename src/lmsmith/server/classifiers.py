@@ -44,7 +44,7 @@ class ServedClassifier:
 
         Raises:
             ApiError: an input has not the task's texts, or is too long (400), the queue is full
-                (429), or the time is over (503).
+                (429), or the time is over (504).
         """
         return await self._queue.run(limits, partial(self._rows, inputs, is_list))
 

@@ -34,7 +34,7 @@ class ServedTranslator:
         """A result for each text, and the numbers of tokens read and written.
 
         Raises:
-            ApiError: a text is too long (400), the queue is full (429), or the time is over (503).
+            ApiError: a text is too long (400), the queue is full (429), or the time is over (504).
         """
         work = partial(self._translated, texts, is_list)
         found, read = await self._queue.run(limits, work)
