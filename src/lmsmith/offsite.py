@@ -15,6 +15,11 @@ from lmsmith.options import documented
 if TYPE_CHECKING:
     from lmsmith.core.recipe import Recipe
 
+PLUG_STAGE = "offsite plug"
+"""``stage`` in the card of a model that `offsite_plug` made."""
+
+_NEW_FOLDER = "name a new folder"
+
 
 @documented
 def offsite_emulator(
@@ -122,7 +127,7 @@ def offsite_plug(model: str, adapters: Path, *, out: Path = Path("runs/plugged")
     Args:
         model: The full model.
         adapters: What lmsmith offsite tune made: its run, or the folder of the adapters.
-        out: The new model's folder.
+        out: The new model's folder; one that this command made is replaced.
 
     Raises:
         UserError: there are no adapters, they are of another model, or the folder holds something
@@ -130,23 +135,23 @@ def offsite_plug(model: str, adapters: Path, *, out: Path = Path("runs/plugged")
 
     >>> lmsmith.offsite_plug("smollm2-135m", "runs/offsite-sst2").folder    # doctest: +SKIP
     """
-    from lmsmith.catalogue.reading import read_model
+    from lmsmith.catalogue.reading import read_card, read_model
     from lmsmith.catalogue.resolve import card_of_sampling
     from lmsmith.models.folder import save_model
     from lmsmith.models.offsite import adapter_state, plug
 
     if not adapters.is_dir():
         raise UserError(missing(adapters, "no such folder"), "name what `offsite tune` wrote")
-    if out.exists() and not (out / "config.json").is_file():
-        raise UserError(f"--out {out}: is there, and is no model", "name a new folder")
+    if out.exists() and read_card(out).get("stage") != PLUG_STAGE:
+        raise UserError(f"--out {out}: is there, and `offsite plug` did not make it", _NEW_FOLDER)
     read = read_model(model)
     if out.exists() and out.resolve() == read.source.path.resolve():
-        raise UserError(f"--out {out}: is the model itself", "name a new folder")
+        raise UserError(f"--out {out}: is the model itself", _NEW_FOLDER)
     about = plug(read.decoder, adapters)
     trained = sum(
         each.numel() for each in adapter_state(read.decoder, about.adapter_layers).values()
     )
-    card: dict[str, Any] = {"stage": "offsite plug", "parents": [read.source.name]}
+    card: dict[str, Any] = {"stage": PLUG_STAGE, "parents": [read.source.name]}
     card |= {"adapters": str(adapters), **card_of_sampling(read.source)}
     save_model(out, read.decoder, read.tokenizer, card)
     record = {
