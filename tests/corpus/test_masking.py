@@ -132,6 +132,23 @@ def test_half_of_the_pairs_follow(tmp_path: Path) -> None:
     assert np.mean(labels) == pytest.approx(0.5, abs=0.1)
 
 
+def test_what_does_not_follow_is_from_another_document(tmp_path: Path) -> None:
+    """Each document has tokens of its own, so a token tells its document."""
+    documents = [list(range(10 * n, 10 * n + 10)) * 4 for n in (1, 2, 3)]
+    made = batches(write_shards(tmp_path / "own", documents, SEP, 100, [CLS]), pairs=True)
+    seen = set()
+    for step in range(40):
+        batch = made.batch(step)
+        assert batch.follows_b is not None
+        whole = np.where(batch.targets_bt == NO_TARGET, batch.tokens_bt, batch.targets_bt)
+        for row, apart in enumerate(batch.follows_b):
+            middle = int(np.flatnonzero(whole[row] == SEP)[0])
+            first, second = whole[row, middle - 1] // 10, whole[row, middle + 1] // 10
+            assert (first != second) == apart
+            seen.add((first, second))
+    assert len(seen) == 9
+
+
 def test_too_little_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too few documents"):
         batches(shards(tmp_path, (40,)), pairs=True)

@@ -20,6 +20,9 @@ from lmsmith.corpus.shards import TokenShards
 
 Ids = npt.NDArray[np.int64]
 
+Span = tuple[int, int, int]
+"""Number of a document, and the first token and the one after the last in it."""
+
 
 @dataclass(frozen=True)
 class Masking:
@@ -147,19 +150,21 @@ class MaskedBatches:
         chance = generator(self._seed, 1, step)
         return self.rows([self._span(first + row) for row in range(self.batch_size)], chance)
 
-    def rows(self, spans: Sequence[Ids], chance: np.random.Generator) -> MaskedBatch:
+    def rows(self, spans: Sequence[Span], chance: np.random.Generator) -> MaskedBatch:
         """Rows of these spans, each of at most ``context`` − 2 tokens, − 3 with pairs."""
         shape = len(spans), self.context
         tokens, segments = np.full(shape, self._pad, np.int64), np.zeros(shape, np.int64)
         targets, lengths = np.full(shape, NO_TARGET, np.int64), np.zeros(len(spans), np.int64)
         follows = np.zeros(len(spans), np.int64) if self._pairs else None
-        for row, span in enumerate(spans):
+        for row, (document, first, last) in enumerate(spans):
+            span = self._read(document, first, last)
             cut = len(span)
             if follows is not None:
                 cut = int(chance.integers(1, len(span)))
                 if chance.random() < 0.5:
                     follows[row] = 1
-                    span = np.concatenate([span[:cut], self._elsewhere(len(span) - cut, chance)])
+                    other = self._elsewhere(document, len(span) - cut, chance)
+                    span = np.concatenate([span[:cut], other])
             places = self.masking.chosen(span, chance)
             hidden = self.masking.hidden(span, places, chance)
             columns = np.arange(len(span)) + 1 + (np.arange(len(span)) >= cut)
@@ -176,25 +181,25 @@ class MaskedBatches:
         """Tokens of a span."""
         return self.context - (3 if self._pairs else 2)
 
-    def spans(self) -> list[Ids]:
+    def spans(self) -> list[Span]:
         """Every document in spans from its beginning, in order; nothing is drawn."""
         return [
-            self._read(number, start, end)
+            (number, start, end)
             for number in range(len(self._documents))
             for start, end in self._cuts(number, 0)
         ]
 
-    def _span(self, row: int) -> Ids:
+    def _span(self, row: int) -> Span:
         """The span of a row, counted over all epochs."""
         while self._starts[-1] <= row:
             self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
         epoch = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._read(*self._epoch(epoch)[row - self._starts[epoch]])
+        return self._epoch(epoch)[row - self._starts[epoch]]
 
-    def _draw_epoch(self, epoch: int) -> list[tuple[int, int, int]]:
-        """(document, start, end) of the spans of an epoch, in their order."""
+    def _draw_epoch(self, epoch: int) -> list[Span]:
+        """The spans of an epoch, in their order."""
         chance = generator(self._seed, 0, epoch)
-        found: list[tuple[int, int, int]] = []
+        found: list[Span] = []
         for number, (source, _, _) in enumerate(self._documents):
             offset = int(chance.integers(0, self.most))
             if chance.random() < self._times[id(source)]:
@@ -216,9 +221,10 @@ class MaskedBatches:
         source, first, _ = self._documents[number]
         return np.asarray(source.tokens[first + start : first + end], dtype=np.int64)
 
-    def _elsewhere(self, length: int, chance: np.random.Generator) -> Ids:
-        """At most ``length`` tokens from a random place of a random document."""
-        number = int(chance.integers(len(self._documents)))
+    def _elsewhere(self, document: int, length: int, chance: np.random.Generator) -> Ids:
+        """At most ``length`` tokens from a random place of a random other document."""
+        number = int(chance.integers(len(self._documents) - 1))
+        number += number >= document
         _, first, last = self._documents[number]
         start = int(chance.integers(max(1, last - first - length + 1)))
         return self._read(number, start, min(start + length, int(last - first)))
