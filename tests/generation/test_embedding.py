@@ -206,6 +206,9 @@ def test_masks_are_filled_by_both_sides(tmp_path: Path) -> None:
         assert each.token not in tokenizer.control_tokens
     probabilities = [each.probability for each in found.candidates]
     assert probabilities == sorted(probabilities, reverse=True)
+    (whole,) = filled(model, tokenizer, "the [MASK] sat", 9999)
+    words = set(range(tokenizer.vocabulary_size)) - set(tokenizer.control_tokens)
+    assert sorted(each.token for each in whole.candidates) == sorted(words)
     (other,) = filled(model, tokenizer, "the [MASK] mat", 4)
     assert [each.probability for each in other.candidates] != probabilities
     with pytest.raises(UserError, match="no mask"):

@@ -66,7 +66,7 @@ def filled(model: MaskedLM, tokenizer: Tokenizer, text: str, top: int) -> list[F
     probabilities_nv = model.logits(hidden_1td[0, places]).softmax(dim=-1)
     shown_nv = probabilities_nv[:, : tokenizer.vocabulary_size].clone()
     shown_nv[:, list(tokenizer.control_tokens)] = -1.0
-    best = shown_nv.topk(min(top, shown_nv.shape[1]))
+    best = shown_nv.topk(min(top, shown_nv.shape[1] - len(tokenizer.control_tokens)))
     return [
         Filled(
             place,
