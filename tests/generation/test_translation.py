@@ -155,3 +155,9 @@ def test_attention_of_a_translation(translator: Translator) -> None:
     assert "".join(attended.source[:-1]) == "a red dog"
     for row in attended.weights:
         assert sum(row) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_empty_translation_attends_to_nothing(translator: Translator) -> None:
+    attended = translator.attention(*translator([" "]))
+    assert attended.source[-1] == "⏎"
+    assert (attended.target, attended.weights) == ([], [])

@@ -128,14 +128,15 @@ class Translator:
         return [beams[0] for beams in found]
 
     def attention(self, translation: Translation) -> Attended:
-        """The attention between the two texts, of the last layer, a mean of its heads."""
+        """The attention between the two texts, of the last layer, a mean of its heads; an empty
+        translation has none."""
         source = self.encode(translation.source)
         with evaluation_mode(self.model):
             layers = self.model.attention_weights(source, translation.tokens)
         return Attended(
             [self._piece(token) for token in source],
             [self._piece(token) for token in translation.tokens],
-            layers[-1].mean(dim=0).tolist(),
+            layers[-1].mean(dim=0)[: len(translation.tokens)].tolist(),
         )
 
     def _piece(self, token: int) -> str:
