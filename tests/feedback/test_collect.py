@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from lmsmith.core.files import write_jsonl
+from lmsmith.corpus.judgements import Judgement, read_judgements
 from lmsmith.feedback import collect as collect_module
 from lmsmith.feedback.collect import collect
 from lmsmith.feedback.export import export
@@ -82,6 +84,46 @@ def test_everything_is_read_with_who_asked_and_who_judged(store: Store, tmp_path
     assert len(exported) == 5
     for row in exported:
         assert ours[row["id"]] == (row["responses"], row["ranks"])
+
+
+def test_exported_files_name_the_people_whom_the_database_names(
+    store: Store, tmp_path: Path
+) -> None:
+    """So that a person who is excluded is excluded of files too."""
+    ann, bob = store.person("Ann").id, store.person("Bob", "labeler").id
+    asked, one, two = talk(store, ann, "Hello?", ["one", "two"])
+    store.compare(ann, one, two, "right")
+    store.rate(ann, one, -1)
+    store.improve(ann, two, "three")
+    queue = Queue(store)
+    queue.add("demonstration", [{"role": "user", "content": "Hello?"}], message=asked)
+    queue.add("ranking", [{"role": "user", "content": "Hello?"}], ["x", "y"], message=asked)
+    for _ in range(2):
+        held = queue.next(bob)
+        assert held is not None
+        assignment, task = held
+        said = {"content": "hi"} if task.kind == "demonstration" else {"ranks": [1, 2]}
+        queue.submit(bob, assignment.id, said)
+    far = {"prompt": "far", "labeler": "Bob", "demonstration": "p"}
+    nobodys = [
+        {"prompt": "away", "responses": ["p", "q"], "ranks": [2, 1]},
+        {"prompt": "away", "demonstration": "p"},
+    ]
+    write_jsonl(tmp_path / "file.jsonl", [far, *nobodys])
+    import_file(store, tmp_path / "file.jsonl", person="import")
+    export(store, tmp_path / "out")
+
+    def people(judgements: Iterable[Judgement]) -> set[tuple[str, str, str, str]]:
+        return {
+            (each.prompt[-1]["content"], each.responses[0], each.person, each.asker)
+            for each in judgements
+            if each.kind != "prompt"
+        }
+
+    found = people(read_judgements([str(tmp_path / "out")]))
+    assert found == people(collect(store).judgements)
+    assert ("Hello?", "hi", bob, ann) in found
+    assert {("far", "p", bob, ""), ("away", "p", "", "")} <= found
 
 
 def test_the_last_prompt_of_a_branch_stands_for_those_before(store: Store) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_rows
 from lmsmith.corpus.annotations import Annotated, AnnotationReader, is_annotated
-from lmsmith.corpus.formats import IrregularPair
+from lmsmith.corpus.formats import IrregularPair, text_of
 from lmsmith.corpus.messages import validate_messages
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.corpus.sources import ROWS, TALKS, FilesOnce
@@ -130,15 +130,17 @@ def _read_file(path: Path, left_out: list[IrregularPair] | None) -> Iterator[Jud
         for each in read_conversations(path):
             *prompt, reply = each.messages
             if reply["role"] == "assistant" and prompt and prompt[-1]["role"] == "user":
-                yield Judgement(each.id, "demonstration", prompt, [reply["content"]], [1])
+                said, people = [reply["content"]], (each.labeler, each.asker)
+                yield Judgement(each.id, "demonstration", prompt, said, [1], *people)
             elif reply["role"] == "user":
-                yield Judgement(each.id, "prompt", each.messages)
+                yield Judgement(each.id, "prompt", each.messages, asker=each.asker)
     else:
         for ranking in read_rankings(path, left_out):
             kind: Kind = "comparison" if ranking.source == "feedback.comparison" else "ranking"
             kind = "better_answer" if ranking.source == "feedback.better" else kind
+            people = (ranking.labeler, ranking.asker)
             yield Judgement(
-                ranking.id, kind, ranking.prompt, ranking.responses, ranking.ranks, ranking.labeler
+                ranking.id, kind, ranking.prompt, ranking.responses, ranking.ranks, *people
             )
 
 
@@ -161,6 +163,7 @@ def _thumbs(path: Path) -> Iterator[Judgement]:
         if row.get("scale") != "thumbs":
             continue
         value, person = row.get("value"), row.get("labeler") or ""
+        asker = text_of(row, "asker", where, default="")
         *prompt, reply = validate_messages(row.get("messages"), where)
         if type(value) is not int or value not in (-1, 1) or not isinstance(person, str):
             raise UserError(f"{where}: not a thumb", "value is 1 or -1, and labeler is a name")
@@ -168,4 +171,4 @@ def _thumbs(path: Path) -> Iterator[Judgement]:
             raise UserError(f"{where}: not a thumb", "messages end with a model's response")
         name = str(row.get("id") or fingerprint([prompt, reply, person]))
         ranks = [1 if value == 1 else 2]
-        yield Judgement(name, "thumb", prompt, [reply["content"]], ranks, person)
+        yield Judgement(name, "thumb", prompt, [reply["content"]], ranks, person, asker)

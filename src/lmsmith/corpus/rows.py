@@ -39,14 +39,25 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order, as `validate_messages` accepts them, and their id."""
+    """Messages in order, as `validate_messages` accepts them, and their id.
+
+    Attributes:
+        labeler, asker: who wrote the last answer, or liked it, and who asked, where that is known.
+    """
 
     id: str
     messages: list[dict[str, str]]
+    labeler: str = ""
+    asker: str = ""
 
     def row(self) -> dict[str, object]:
         """The row of a JSONL file that `read_conversations` reads back."""
-        return {"messages": self.messages, "id": self.id}
+        return {
+            "messages": self.messages,
+            "id": self.id,
+            **({"labeler": self.labeler} if self.labeler else {}),
+            **({"asker": self.asker} if self.asker else {}),
+        }
 
     def turns(self) -> list[dict[str, str]]:
         """The messages without the system's."""
@@ -63,6 +74,7 @@ class Ranking:
         ranks: 1 is best, equal numbers are ties.
         split: one of `RANKING_SPLITS` if it is decided already.
         weight: of its loss, 1 on average.
+        asker: who sent the prompt, where that is known.
     """
 
     id: str
@@ -73,6 +85,7 @@ class Ranking:
     source: str = ""
     split: str | None = None
     weight: float = 1.0
+    asker: str = ""
 
     def row(self) -> dict[str, object]:
         """The row of a JSONL file that `read_rankings` reads back."""
@@ -85,6 +98,7 @@ class Ranking:
             "id": self.id,
             **({"split": self.split} if self.split else {}),
             **({"weight": self.weight} if self.weight != 1 else {}),
+            **({"asker": self.asker} if self.asker else {}),
         }
 
 
@@ -117,11 +131,13 @@ def read_conversations(path: Path, left_out: Counter[str] | None = None) -> Iter
             for each in annotations.of(row, where):
                 if each.kind == "demonstration":
                     said = {"role": "assistant", "content": each.responses[0]}
-                    yield Conversation(each.id, [*each.prompt, said])
+                    yield Conversation(each.id, [*each.prompt, said], each.labeler)
             continue
         messages = messages_of(row, where, left_out)
         if messages is not None:
-            yield Conversation(name_of(row, where) or fingerprint(messages), messages)
+            labeler, asker = (text_of(row, key, where, default="") for key in ("labeler", "asker"))
+            name = name_of(row, where) or fingerprint(messages)
+            yield Conversation(name, messages, labeler, asker)
 
 
 def rows_of_split(read: Callable[[Path], Iterator[Row]], path: Path) -> Iterator[Row]:
@@ -187,8 +203,8 @@ def read_rankings(path: Path, left_out: list[IrregularPair] | None = None) -> It
             left_out.append(irregular)
             continue
         name = id_of(row, where) or fingerprint(ranked)
-        weight = _weight_of(row, where)
-        yield Ranking(name, *ranked, labeler, source, _split_of(row, where), weight)
+        weight, asker = _weight_of(row, where), text_of(row, "asker", where, default="")
+        yield Ranking(name, *ranked, labeler, source, _split_of(row, where), weight, asker)
     yield from _rankings(annotations.rest(), path.name)
 
 

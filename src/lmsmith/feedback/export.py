@@ -139,7 +139,7 @@ def _all(store: Store, with_liked: bool) -> Iterator[_Row]:
         messages = [*task.prompt, {"role": "assistant", "content": task.responses[0]}]
         row = {"messages": messages, "model": (task.models or [""])[0], "labeler": labeler}
         asker = "" if asker in (None, importer) else asker
-        yield asker, "ratings", {**row, "scale": "1-7", **answer}
+        yield asker, "ratings", {**row, "asker": asker, "scale": "1-7", **answer}
 
 
 def _learnt(each: Judgement, labeler: str) -> Iterator[_Row]:
@@ -149,7 +149,9 @@ def _learnt(each: Judgement, labeler: str) -> Iterator[_Row]:
     unchanged = each.kind == "better_answer" and len(set(each.responses)) == 1
     if each.kind in RANKED and not unchanged:
         source = f"feedback.{each.id.partition('-')[0]}"
-        ranking = Ranking(each.id, each.prompt, each.responses, each.ranks, labeler, source)
+        ranking = Ranking(
+            each.id, each.prompt, each.responses, each.ranks, each.person, source, asker=each.asker
+        )
         yield each.asker, "rankings", ranking.row()
 
 
@@ -159,7 +161,12 @@ def _thumb(
     """A thumb, and the conversation if it is liked and nobody wrote a better answer."""
     reasons, comment, better = said
     liked = each.ranks == [1]
-    row = {"messages": _answered(each), "model": each.models[0], "labeler": labeler}
+    row = {
+        "messages": _answered(each),
+        "model": each.models[0],
+        "labeler": each.person,
+        "asker": each.asker,
+    }
     value = {"scale": "thumbs", "value": 1 if liked else -1}
     yield each.asker, "ratings", {**row, **value, "reasons": reasons, "comment": comment}
     if with_liked and liked and better is None:
@@ -174,4 +181,5 @@ def _talk(each: Judgement, labeler: str, name: str) -> dict[str, Any]:
     """The row of a conversation that ends with the first response."""
     source, _, number = name.partition("-")
     source = source.replace("labelled", "demonstration")
-    return Conversation(f"{source}-{labeler}-{number}", _answered(each)).row()
+    id = f"{source}-{labeler}-{number}"
+    return Conversation(id, _answered(each), each.person, each.asker).row()
