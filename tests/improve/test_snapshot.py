@@ -19,6 +19,7 @@ from lmsmith.core.recipe import MachineConfig
 from lmsmith.corpus.judgements import Judgement, read_judgements
 from lmsmith.corpus.rows import read_conversations, read_rankings
 from lmsmith.corpus.splits import opening_key, split_of
+from lmsmith.feedback.store import open_store
 from lmsmith.improve.prospect import Sources
 from lmsmith.improve.recipe import round_recipe, stages_with_data
 from lmsmith.improve.snapshot import (
@@ -443,6 +444,19 @@ def test_damaged_rows_are_named(tmp_path: Path) -> None:
             list(read_judgements([str(tmp_path / "wrong.jsonl")]))
     (problem,) = SnapshotConfig(held_out=0.6, judge=0.5).check()
     assert problem.key == "held_out"
+
+
+def test_capitals_decide_who_is_excluded(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "x.db"), new=True) as store:
+        ids = {name: store.person(name).id for name in ("Ann", "ann", "Bob")}
+        for person in ids.values():
+            store.add_message(person, store.begin(person).id, None, "user", f"hi from {person}")
+    sources = Sources(str(tmp_path / "x.db"))
+    for word, name in (("Ann", "Ann"), ("ann", "ann"), (" bob", "Bob"), (ids["ann"], "ann")):
+        assert sources.ids_of([word]) == (ids[name],)
+    with pytest.raises(UserError, match=r"--exclude ANN: may be .*\n.*give the id") as caught:
+        sources.ids_of(["ANN"])
+    assert all(f"{name} ({ids[name]})" in str(caught.value) for name in ("Ann", "ann"))
 
 
 def test_pairs_that_cannot_be_used_are_counted(tmp_path: Path) -> None:

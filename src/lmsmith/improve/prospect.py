@@ -76,29 +76,41 @@ class Sources:
             learnt: ids that versions were made with, of people who may be deleted.
 
         Raises:
-            UserError: nobody of that name judged or asked.
+            UserError: nobody of that name judged or asked, or several people did whose names
+                differ in capitals, and none is written so.
         """
         if not words:
             return ()
         found = self.judged
         ids = {person for each in found.judgements for person in each.people}
-        named = {_plain(name): person for person, name in found.names.items()}
         chosen = []
         for word in words:
-            person = word if word in ids or word in learnt else named.get(_plain(word))
-            if person is None:
+            if word in ids or word in learnt:
+                chosen.append(word)
+                continue
+            alike = {
+                person: name
+                for person, name in found.names.items()
+                if _plain(name).casefold() == _plain(word).casefold()
+            }
+            exact = {person for person, name in alike.items() if _plain(name) == _plain(word)}
+            people = sorted(exact or alike)
+            if len(people) > 1:
+                both = " and ".join(f"{alike[person]} ({person})" for person in people)
+                raise UserError(f"--exclude {word}: may be {both}", "give the id")
+            if not people:
                 some = ", ".join(sorted(found.names.get(each, each) for each in ids)[:20])
                 raise UserError(
                     f"--exclude {word}: nobody of that name or id judged or asked",
                     f"these did: {some}" if some else "there is nobody to exclude",
                 )
-            chosen.append(person)
+            chosen += people
         return tuple(dict.fromkeys(chosen))
 
 
 def _plain(name: str) -> str:
-    """A name without regard to the width of letters, capitals and spaces."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """A name without regard to the width of letters and spaces."""
+    return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
 @dataclass(frozen=True)
