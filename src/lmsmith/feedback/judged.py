@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, String, cast, or_, select
+from sqlalchemy import ColumnElement, Select, String, and_, cast, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from lmsmith.core.errors import UserError
@@ -26,6 +27,15 @@ ROWS = 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = dict[str, Any]
+Query = TypeVar("Query", bound="Select[*tuple[Any, ...]]")
+
+
+class _End(NamedTuple):
+    """The last row of a page; rows are ordered by these three, the greatest first."""
+
+    created: datetime
+    kind: str
+    number: int
 
 
 def judged_of(
@@ -45,17 +55,11 @@ def judged_of(
     Raises:
         UserError: ``before`` is no end of a page.
     """
-    until, last = _read(before) if before else (None, "")
+    end = _read(before) if before else None
     with store.session() as session:
         names = {row.id: row.name for row in session.execute(select(Person.id, Person.name))}
-        found = [
-            row
-            for rows in (_thumbs, _better, _compared, _ranked)
-            for row in rows(session, name, until, most + 1 + bool(before))
-        ]
-        found.sort(key=lambda row: (row["created"], row["id"]), reverse=True)
-        if until is not None:
-            found = [row for row in found if (row["created"], row["id"]) < (until, last)]
+        found = [row for rows in _KINDS.values() for row in rows(session, name, end, most + 1)]
+        found.sort(key=_end_of, reverse=True)
         shown = found[:most]
         for row in shown:
             row["person"] = names.get(row["person"], "")
@@ -66,14 +70,34 @@ def judged_of(
     return shown, f"{microseconds}.{shown[-1]['id']}"
 
 
-def _read(before: str) -> tuple[datetime, str]:
-    microseconds, _, last = before.partition(".")
+def _read(before: str) -> _End:
+    microseconds, _, row = before.partition(".")
+    kind, _, number = row.partition("-")
     try:
-        return _EPOCH + timedelta(microseconds=int(microseconds)), last
+        if kind not in _KINDS:
+            raise ValueError(kind)
+        return _End(_EPOCH + timedelta(microseconds=int(microseconds)), kind, int(number))
     except (ValueError, OverflowError):
         raise UserError(
             f"before = {before!r}: no page ends there", "take next of the last page"
         ) from None
+
+
+def _end_of(row: Row) -> _End:
+    return _End(row["created"], row["kind"], int(row["id"].rpartition("-")[2]))
+
+
+def _page(query: Query, kind: str, created: Any, number: Any, end: _End | None, most: int) -> Query:
+    """The first rows of one kind after ``end``, in the order of `_End`."""
+    if end is not None:
+        same_time = and_(created == end.created, number < end.number)
+        if kind < end.kind:
+            query = query.where(created <= end.created)
+        elif kind > end.kind:
+            query = query.where(created < end.created)
+        else:
+            query = query.where(or_(created < end.created, same_time))
+    return query.order_by(created.desc(), number.desc()).limit(most)
 
 
 def _by(model: Any, name: str) -> ColumnElement[bool]:
@@ -100,12 +124,11 @@ def _turns(session: Session, given: Any) -> list[dict[str, str]]:
     return as_turns(path_to(session, given)[:-1])
 
 
-def _thumbs(session: Session, name: str, until: datetime | None, most: int) -> Iterator[Row]:
+def _thumbs(session: Session, name: str, end: _End | None, most: int) -> Iterator[Row]:
     query = select(Rating, Message).join(Message, Rating.message_id == Message.id)
     query = query.where(_by(Message.model, name))
-    if until is not None:
-        query = query.where(Rating.created <= until)
-    for thumb, answer in session.execute(query.order_by(Rating.created.desc()).limit(most)):
+    query = _page(query, "thumb", Rating.created, Rating.id, end, most)
+    for thumb, answer in session.execute(query):
         verdict = "up" if thumb.value > 0 else "down"
         about = {"reasons": thumb.reasons, "comment": thumb.comment}
         yield _row(
@@ -113,12 +136,11 @@ def _thumbs(session: Session, name: str, until: datetime | None, most: int) -> I
         )
 
 
-def _better(session: Session, name: str, until: datetime | None, most: int) -> Iterator[Row]:
+def _better(session: Session, name: str, end: _End | None, most: int) -> Iterator[Row]:
     query = select(BetterAnswer, Message).join(Message, BetterAnswer.message_id == Message.id)
     query = query.where(_by(Message.model, name))
-    if until is not None:
-        query = query.where(BetterAnswer.created <= until)
-    for better, answer in session.execute(query.order_by(BetterAnswer.created.desc()).limit(most)):
+    query = _page(query, "better_answer", BetterAnswer.created, BetterAnswer.id, end, most)
+    for better, answer in session.execute(query):
         yield _row(
             "better_answer",
             better,
@@ -130,7 +152,7 @@ def _better(session: Session, name: str, until: datetime | None, most: int) -> I
         )
 
 
-def _compared(session: Session, name: str, until: datetime | None, most: int) -> Iterator[Row]:
+def _compared(session: Session, name: str, end: _End | None, most: int) -> Iterator[Row]:
     left, right = aliased(Message), aliased(Message)
     query = (
         select(Comparison, left, right)
@@ -138,9 +160,7 @@ def _compared(session: Session, name: str, until: datetime | None, most: int) ->
         .join(right, Comparison.right_id == right.id)
         .where(or_(_by(left.model, name), _by(right.model, name)))
     )
-    if until is not None:
-        query = query.where(Comparison.created <= until)
-    query = query.order_by(Comparison.created.desc()).limit(most)
+    query = _page(query, "comparison", Comparison.created, Comparison.id, end, most)
     for pair, first, second in session.execute(query):
         yield _row(
             "comparison",
@@ -153,8 +173,8 @@ def _compared(session: Session, name: str, until: datetime | None, most: int) ->
         )
 
 
-def _ranked(session: Session, name: str, until: datetime | None, most: int) -> Iterator[Row]:
-    """Rankings and ratings of the labelling queue."""
+def _ranked(kind: str, session: Session, name: str, end: _End | None, most: int) -> Iterator[Row]:
+    """Rankings, or ratings, of the labelling queue."""
     models = cast(Task.models, String)
     query = (
         select(Assignment, Task)
@@ -162,18 +182,17 @@ def _ranked(session: Session, name: str, until: datetime | None, most: int) -> I
         .where(
             Assignment.state == "done",
             Task.gold.is_(None),
-            Task.kind != "demonstration",
+            Task.kind == kind,
             or_(
                 models.contains(f'"{name}"', autoescape=True),
                 models.contains(f'"{name}@', autoescape=True),
             ),
         )
     )
-    if until is not None:
-        query = query.where(Assignment.finished <= until)
-    for done, task in session.execute(query.order_by(Assignment.finished.desc()).limit(most)):
+    query = _page(query, kind, Assignment.finished, Assignment.id, end, most)
+    for done, task in session.execute(query):
         yield _row(
-            task.kind,
+            kind,
             done,
             task.models[0],
             task.prompt,
@@ -185,3 +204,12 @@ def _ranked(session: Session, name: str, until: datetime | None, most: int) -> I
             ],
             comment=done.answer.get("comment", ""),
         )
+
+
+_KINDS: dict[str, Callable[[Session, str, _End | None, int], Iterator[Row]]] = {
+    "thumb": _thumbs,
+    "better_answer": _better,
+    "comparison": _compared,
+    "rating": partial(_ranked, "rating"),
+    "ranking": partial(_ranked, "ranking"),
+}
