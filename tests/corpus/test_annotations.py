@@ -239,6 +239,44 @@ def test_label_studio_tags_may_be_called_otherwise_than_the_data(tmp_path: Path)
     assert found.responses == ["Hello!", "No."]
 
 
+QA: dict[str, Any] = {
+    "question": "q",
+    "passages": [["title", "line"]],
+    "preference": [1] * 6,
+    **{f"prediction {number}": f"answer {number}" for number in range(1, 5)},
+}
+
+
+@pytest.mark.parametrize("buckets", [("rank0", "rank1"), ("rank2", "rank9")])
+def test_ranks_of_buckets_count_from_one(tmp_path: Path, buckets: tuple[str, str]) -> None:
+    first, second = buckets
+    row = task(annotated(1, ranker({second: ["llm_1"], first: ["llm_2"]})), items=ITEMS)
+    (found,) = read(tmp_path / "a.json", [row])
+    assert found.ranks == [2, 1]
+
+
+def test_ratings_of_nobody_are_joined_within_an_annotation_only(tmp_path: Path) -> None:
+    """Two annotations without a name may be two people's."""
+
+    def rate(field: str, value: int) -> dict[str, Any]:
+        return {"type": "rating", "from_name": f"rate_{field}", "value": {"rating": value}}
+
+    def row(*annotations: list[dict[str, Any]]) -> dict[str, Any]:
+        data = {"prompt": "p", "answer_a": "x", "answer_b": "y"}
+        return {"data": data, "annotations": [{"result": each} for each in annotations]}
+
+    a, b = rate("answer_a", 5), rate("answer_b", 1)
+    assert read(tmp_path / "two.json", [row([a], [b])]) == []
+    assert read(tmp_path / "rows.json", [row([a]), row([b])]) == []
+    found = read(tmp_path / "one.json", [row([a, b], [a, b])])
+    assert [(each.person, each.ranks) for each in found] == [("", [1, 2]), ("", [1, 2])]
+    nested = {
+        "fields": {"prompt": "p", "a-1": "x", "b-1": "y"},
+        "responses": [{"values": {"a-1-rating": {"value": 5}}}, {"values": {"b-1-rating": 1}}],
+    }
+    assert read(tmp_path / "argilla.json", [nested]) == []
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
@@ -274,6 +312,27 @@ def test_label_studio_tags_may_be_called_otherwise_than_the_data(tmp_path: Path)
         (
             [task(annotated(1, ranker(["llm_1", "llm_9"])))],
             "item 1: a ranking, but no list of items",
+        ),
+        ([{**QA, "passages": [[]]}], "item 1: 'passages' must be lists of a title and lines"),
+        ([{**QA, "passages": [["t", None]]}], "item 1: 'passages' must be lists"),
+        ([{**QA, "passages": "text"}], "item 1: 'passages' must be lists"),
+        ([{**QA, "preference": [[1]] * 6}], "item 1: a comparison must be 0, 1 or 2"),
+        ([{**QA, "question": None}], "item 1: 'question' must be text, not null"),
+        (
+            [
+                {
+                    "prompt": "p",
+                    "a": "x",
+                    "b": "y",
+                    "rank.responses": 3,
+                    "rank.responses.users": ["u"],
+                }
+            ],
+            "item 1: 'rank.responses', its users and its status must be lists",
+        ),
+        (
+            [{"prompt": "p", "a": "x", "rank.responses": ["a"], "rank.responses.users": 3}],
+            "item 1: 'rank.responses', its users and its status must be lists",
         ),
         ([TASKS[0], {"prompt": "a"}], "item 2: not of the form of the rows before it"),
     ],

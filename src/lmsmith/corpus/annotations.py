@@ -10,7 +10,7 @@
 A ranking, and in Label Studio a choice of left or right, is a ranking here. A text that somebody
 wrote is a demonstration, unless its question asks for a comment. Ratings on any scale that one
 person gave to several responses to one prompt, on one question, are a ranking with ties; a
-single rating puts nothing in an order.
+single rating puts nothing in an order. Of nobody, only those of one annotation are one person's.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class AnnotationReader:
     ) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{by.where}: the rating {value!r} of {question!r} is no number")
-        key = fingerprint(["ratings", by.labeler, prompt, question])
+        nobodys = [] if by.labeler else [by.annotation]  # of which two may be two people's
+        key = fingerprint(["ratings", by.labeler, prompt, question, *nobodys])
         rated = self._rated.setdefault(key, _Rated(by.where, prompt, by.labeler))
         rated.values[response] = value
 
@@ -147,8 +148,10 @@ class AnnotationReader:
         name = _prompt_name(fields, where)
         prompt = _prompt(fields[name], where)
         texts = {key: text for key, text in fields.items() if key != name and _is_text(text)}
-        for question, value, labeler in answers:
-            by = _By(where, labeler, question, str(row.get("id") or ""))
+        record = str(row.get("id") or fingerprint(row))
+        for question, value, labeler, number in answers:
+            annotation = f"{record}/{number}"
+            by = _By(where, labeler, question, str(row.get("id") or ""), annotation)
             if isinstance(value, list):
                 ranked = _argilla_ranks(value, question, texts, where)
                 if ranked is not None:
@@ -176,10 +179,12 @@ class AnnotationReader:
         ]
         if not any(each.get("result") for each in kept):
             return
-        name = _prompt_name(data, where)
-        prompt = _prompt(data[name], where)
-        texts = {key: text for key, text in data.items() if key != name and _is_text(text)}
-        for annotation in kept:
+        asked = _prompt_name(data, where)
+        prompt = _prompt(data[asked], where)
+        texts = {key: text for key, text in data.items() if key != asked and _is_text(text)}
+        task = str(row.get("id") or fingerprint(row))
+        for number, annotation in enumerate(kept):
+            mark = f"{task}/{annotation.get('id') or f'#{number}'}"
             labeler = _annotator(annotation.get("completed_by"))
             results = annotation.get("result")
             if not isinstance(results, list):
@@ -189,7 +194,8 @@ class AnnotationReader:
                 if not isinstance(value, dict):
                     raise UserError(f"{where}: a result must be an object with a 'value'")
                 question = str(result.get("from_name") or result.get("type"))
-                by = _By(where, labeler, question, f"{row.get('id', '')}/{annotation.get('id')}")
+                name = f"{row.get('id', '')}/{annotation.get('id')}"
+                by = _By(where, labeler, question, name, mark)
                 if result.get("type") == "pairwise":
                     pair = _pair(str(result.get("to_name")), texts, where)
                     yield by.ranking(prompt, pair, _selected(value.get("selected"), where))
@@ -216,12 +222,13 @@ class AnnotationReader:
 
 @dataclass(frozen=True)
 class _By:
-    """Who answered which question, in which row."""
+    """Who answered which question, in which row, and in which of its annotations."""
 
     where: str
     labeler: str
     question: str
     row: str
+    annotation: str = ""
 
     def ranking(self, prompt: Any, responses: Sequence[str], ranks: Sequence[int]) -> Annotated:
         if len(responses) < 2:
@@ -323,37 +330,40 @@ def _flat_fields(row: Row) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in about and "." not in key}
 
 
-def _responses(row: Row, where: str) -> Iterator[tuple[str, Any, str]]:
-    """(question, value, user) of every response that was submitted."""
+def _responses(row: Row, where: str) -> Iterator[tuple[str, Any, str, int]]:
+    """(question, value, user, place among the responses) of all that were submitted."""
     if not _is_nested(row):
         for key in [key for key in row if key.endswith(".responses")]:
             values = row[key] or []
-            users = row.get(f"{key}.users") or [""] * len(values)
-            states = row.get(f"{key}.status") or ["submitted"] * len(values)
+            count = len(values) if isinstance(values, list) else 0
+            users = row.get(f"{key}.users") or [""] * count
+            states = row.get(f"{key}.status") or ["submitted"] * count
+            if not all(isinstance(each, list) for each in (values, users, states)):
+                raise UserError(f"{where}: {key!r}, its users and its status must be lists")
             if not len(values) == len(users) == len(states):
                 raise UserError(f"{where}: {key!r} and its users are not equally many")
-            for value, user, state in zip(values, users, states, strict=True):
+            for number, (value, user, state) in enumerate(zip(values, users, states, strict=True)):
                 if state in ("submitted", None):
-                    yield key.removesuffix(".responses"), value, str(user or "")
+                    yield key.removesuffix(".responses"), value, str(user or ""), number
         return
     found = row["responses"] or {}
     if isinstance(found, dict):
         for question, answers in found.items():
             if not isinstance(answers, list):
                 raise UserError(f"{where}: the responses to {question!r} must be a list")
-            for each in answers:
+            for number, each in enumerate(answers):
                 if not isinstance(each, dict) or "value" not in each:
                     raise UserError(f"{where}: a response to {question!r} has no 'value'")
                 if each.get("status") in ("submitted", None):
-                    yield question, each["value"], str(each.get("user_id") or "")
+                    yield question, each["value"], str(each.get("user_id") or ""), number
         return
-    for each in found if isinstance(found, list) else [found]:
+    for number, each in enumerate(found if isinstance(found, list) else [found]):
         if not isinstance(each, dict) or not isinstance(each.get("values"), dict):
             raise UserError(f"{where}: a response must be an object with 'values'")
         if each.get("status") in ("submitted", None):
             for question, answer in each["values"].items():
                 value = answer.get("value") if isinstance(answer, dict) else answer
-                yield question, value, str(each.get("user_id") or "")
+                yield question, value, str(each.get("user_id") or ""), number
 
 
 def _asks_for_text(question: str) -> bool:
@@ -449,12 +459,13 @@ def _ranker(value: object, where: str) -> dict[str, int]:
     if not all(numbered.values()):
         raise UserError(
             f"{where}: the buckets {', '.join(map(repr, buckets))} have no order",
-            "use one bucket, or name buckets by numbers, 1 the best",
+            "use one bucket, or name buckets by numbers, the lowest the best",
         )
+    numbers = {bucket: int(match[0]) for bucket, match in numbered.items() if match is not None}
+    order = sorted({number for bucket, number in numbers.items() if buckets[bucket]})
     return {
-        str(name): int(match[0])
-        for bucket, match in numbered.items()
-        if match is not None
+        str(name): order.index(number) + 1
+        for bucket, number in numbers.items()
         for name in buckets[bucket]
     }
 
@@ -466,18 +477,26 @@ def _is_qa(row: Row) -> bool:
     return "prediction 1" in row and "preference" in row and "question" in row
 
 
+def _is_passage(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(t, str) for t in value)
+
+
 def _qa(row: Row, where: str) -> Iterator[Annotated]:
     """Six comparisons, and the corrected answer: the passages stand before the question."""
     passages, question = row.get("passages") or [], row["question"]
+    if not isinstance(question, str):
+        raise UserError(f"{where}: 'question' must be text, not {name_of_type(question)}")
+    if not isinstance(passages, list) or not all(map(_is_passage, passages)):
+        raise UserError(f"{where}: 'passages' must be lists of a title and lines")
     told = [f"{title}\n{' '.join(lines)}" for title, *lines in passages]
-    prompt = validate_prompt("\n\n".join([*told, str(question)]), where)
+    prompt = validate_prompt("\n\n".join([*told, question]), where)
     by = _By(where, "", "preference", "")
     preference = row["preference"]
     if not isinstance(preference, list) or len(preference) != len(_PAIRS):
         raise UserError(f"{where}: 'preference' must hold {len(_PAIRS)} comparisons")
     for pair, verdict in zip(_PAIRS, preference, strict=True):
         texts = [row.get(f"prediction {number}") for number in pair]
-        if verdict not in _PAIR_RANKS or not all(map(_is_text, texts)):
+        if type(verdict) is not int or verdict not in _PAIR_RANKS or not all(map(_is_text, texts)):
             raise UserError(f"{where}: a comparison must be 0, 1 or 2, of two texts")
         yield by.ranking(prompt, [str(text).strip() for text in texts], _PAIR_RANKS[verdict])
     feedback = row.get("feedback")
