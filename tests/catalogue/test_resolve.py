@@ -12,7 +12,7 @@ import torch
 from lmsmith.catalogue import registry, versions
 from lmsmith.catalogue.reading import read_config, read_model
 from lmsmith.catalogue.registry import Record
-from lmsmith.catalogue.resolve import Source, resolve
+from lmsmith.catalogue.resolve import Source, resolve, weights_sum
 from lmsmith.catalogue.versions import Version
 from lmsmith.core.errors import UserError
 from lmsmith.core.paths import models_folder
@@ -158,3 +158,13 @@ def test_files_of_two_models_are_noticed(hugging_face: Path) -> None:
     to_hugging_face(other, hugging_face)
     with pytest.raises(UserError, match=r"the model knows \d+ tokens.*\n.*not of one model"):
         read_model(hugging_face)
+
+
+def test_another_chat_template_is_another_model(hugging_face: Path, tmp_path: Path) -> None:
+    """What was measured with the one must not be taken for the other's."""
+    folder = shutil.copytree(hugging_face, tmp_path / "hf")
+    sums = [weights_sum(resolve(folder))]
+    for text in ("{{ messages }}", "{{ messages[0] }}"):
+        (folder / "chat_template.jinja").write_text(text)
+        sums.append(weights_sum(resolve(folder)))
+    assert len(set(sums)) == 3

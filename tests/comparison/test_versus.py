@@ -249,6 +249,14 @@ def test_instructions_in_all_their_forms(tmp_path: Path) -> None:
     assert [each.text for each in found[:3]] == ["a", "b", "where is the dog?"]
     assert found[3].text.endswith("assistant: on the mat\nuser: why?")
     assert len(read_instructions(file, 2)) == 2
+    alpaca = [
+        {"instruction": "Say it in French.", "input": "Good day", "output": "Bonjour"},
+        {"instruction": "Say hello.", "input": "", "output": "Hello"},
+        {"prompt": None, "messages": USER},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in alpaca))
+    asked = [each.text for each in read_instructions(file)]
+    assert asked == ["Say it in French.\n\nGood day", "Say hello.", "where is the dog?"]
 
 
 @pytest.mark.parametrize(
@@ -259,6 +267,8 @@ def test_instructions_in_all_their_forms(tmp_path: Path) -> None:
         ('{"prompt": [{"role": "user"}]}', "line 1: no instruction"),
         ('{"prompt": "ok"}\n{"prompt": " "}', "line 2: nothing is asked"),
         ('{"messages": []}', "line 1: nothing is asked"),
+        ('{"prompt": [{"role": "system", "content": "Be kind."}]}', "line 1: the prompt ends with"),
+        ('{"prompt": [{"role": "you", "content": "a"}]}', "line 1.*message 1 has the role 'you'"),
     ],
 )
 def test_instructions_that_ask_nothing_are_told(tmp_path: Path, content: str, said: str) -> None:

@@ -316,6 +316,16 @@ def test_a_warning_is_not_said_again_after_a_resume(
     assert said == ["PPO iteration 1: odd"]
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_last_iteration_learns_too(iterations: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, iterations=iterations, schedule="linear")
+    out = StageFolder(tmp_path, 0, MachineConfig(), QuietProgress())
+    toy_trainer(config).fit(out)
+    peak = config.optimiser.learning_rate
+    rates = [row["learning_rate"] / peak for row in read_metrics(out / "metrics.jsonl")]
+    assert rates == pytest.approx([1.0, 0.5][:iterations])
+
+
 RESUMED = replace(
     CONFIG, iterations=5, rollouts=16, minibatch=8, kl_control="adaptive", kl_target=0.05,
     kl_horizon=64, ptx_coefficient=0.2, sample_rows=2, schedule="linear", warmup_iterations=2,

@@ -28,7 +28,7 @@ from lmsmith.rlhf.ppo import PPOConfig
 from lmsmith.runs.metrics_log import read_metrics
 from lmsmith.runs.stage_folder import StageFolder
 from lmsmith.stages import ppo as stage
-from lmsmith.stages.ppo import few_updates_warning, run, snapshot_iterations
+from lmsmith.stages.ppo import few_updates_warning, run, snapshot_iterations, summary
 from lmsmith.training import loop
 from lmsmith.training.optimiser import OptimiserConfig
 
@@ -197,6 +197,16 @@ def test_snapshots_are_evenly_spread_and_never_the_beginning() -> None:
     assert snapshot_iterations(replace(CONFIG, iterations=20, snapshots=3)) == {5, 10, 15}
     assert snapshot_iterations(replace(CONFIG, iterations=1, snapshots=4)) <= {1}
     assert snapshot_iterations(replace(CONFIG, snapshots=0)) == set()
+
+
+def test_iterations_that_warm_up_the_value_model_say_nothing_of_the_policy() -> None:
+    names = ["kl", "scores", "rlhf_reward", "response_tokens"]
+    row = {f"objective/{name}": 1.0 for name in names} | {"episode": 8.0, "val/share_ended": 1.0}
+    row |= {"policy/entropy_avg": 2.0, "rollout_tokens_per_second": 3.0}
+    row |= {f"seconds/{part}": 1.0 for part in ("rollout", "score", "update")}
+    found = summary([row] * 9 + [{**row, "policy/clipfrac_avg": 0.25}])
+    assert found["clip_fraction"] == 0.25
+    assert found["iterations"] == 10
 
 
 def test_few_updates_are_said() -> None:

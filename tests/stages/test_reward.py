@@ -316,6 +316,18 @@ def test_what_teaches_nothing_is_left_out_and_counted(
     assert "1 of 5 responses lose their end, being longer than 47 tokens" in said
 
 
+@pytest.mark.parametrize("fit_head", [True, False])
+def test_rankings_that_weigh_nothing_are_refused(
+    inputs: dict[str, Path], tmp_path: Path, fit_head: bool
+) -> None:
+    rows = [{**row, "weight": 0} for row in rankings(4, 3, "c")]
+    write_jsonl(tmp_path / "rankings" / "train.jsonl", rows)
+    config = replace(CONFIG, fit_head=fit_head)
+    folders = {**inputs, "rankings": tmp_path / "rankings"}
+    with pytest.raises(UserError, match="every ranking has the weight 0"):
+        run(config, folders, stage_folder(tmp_path / "reward"))
+
+
 def test_nothing_left_is_one_clear_message(inputs: dict[str, Path], tmp_path: Path) -> None:
     same = "rain " * 60
     rows = [{"prompt": "tea", "chosen": same + "yes", "rejected": same + "no"}]

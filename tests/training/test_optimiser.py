@@ -258,3 +258,5 @@ def test_every_factor_is_between_nothing_and_the_peak_and_never_rises_after_warm
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(after))
     if schedule not in ("constant", "inverse_sqrt") and steps > warmup + 1:
         assert factors[-1] == pytest.approx(final)
+    if steps == warmup + 1:
+        assert schedule == "inverse_sqrt" or factors[-1] == 1.0

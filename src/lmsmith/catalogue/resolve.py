@@ -272,10 +272,10 @@ def _advice(source: Source) -> dict[str, float]:
 
 
 def weights_sum(source: Source) -> str:
-    """The SHA-256 of a model's weights and tokenizer, file by file."""
+    """The SHA-256 of a model's weights, tokenizer and chat template, file by file."""
     if source.path.is_file():
         return sha256_file(source.path)
-    kinds = (".safetensors", ".json", ".gguf", ".model", ".bpe", ".txt")
+    kinds = (".safetensors", ".json", ".gguf", ".model", ".bpe", ".txt", ".jinja")
     files = [
         file
         for file in sorted(source.path.iterdir())

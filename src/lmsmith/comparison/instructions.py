@@ -9,6 +9,7 @@ from pathlib import Path
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import fingerprint, read_jsonl, sha256_file
 from lmsmith.core.progress import Progress
+from lmsmith.corpus.messages import validate_prompt
 from lmsmith.evaluation.methods.writing import Writer
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.rows import ItemLog, Row
@@ -77,17 +78,22 @@ class Replies:
 def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> list[Instruction]:
     """Instructions of JSONL: ``prompt`` or ``instruction`` (a text or messages), or ``messages``.
 
-    A last message of the assistant's is left out.
+    A last message of the assistant's is left out; Alpaca's ``input`` stands below its instruction.
 
     Args:
         limit: only so many, drawn by ``seed``; all if None.
 
     Raises:
-        UserError: a row has none of them, or there are no rows.
+        UserError: a row has none of them, or no conversation that ends with a user's message; or
+            there are no rows.
     """
     found: list[Instruction] = []
     for number, row in read_jsonl(file):
-        asked = row.get("prompt", row.get("instruction", row.get("messages")))
+        keys = (key for key in ("prompt", "instruction", "messages") if row.get(key) is not None)
+        asked = row.get(key := next(keys, ""))
+        below = row.get("input")
+        if key == "instruction" and isinstance(asked, str) and isinstance(below, str):
+            asked = "\n\n".join(text for text in (asked, below) if text.strip())
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         where = f"{file}, line {number}"
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
@@ -98,7 +104,7 @@ def read_instructions(file: Path, limit: int | None = None, seed: int = 0) -> li
         if not messages or not messages[-1]["content"].strip():
             raise UserError(f"{where}: nothing is asked", "end it with a user's message")
         kept = [{"role": each["role"], "content": each["content"]} for each in messages]
-        found.append(Instruction(str(len(found)), tuple(kept)))
+        found.append(Instruction(str(len(found)), tuple(validate_prompt(kept, where))))
     if not found:
         raise UserError(f"{file}: no instructions", "give one or more")
     return draw_items(found, limit, seed)

@@ -482,14 +482,15 @@ class PPOTrainer:
         config = self.config
         mask_bs = value_mask(rollout.batch.response_mask_br)
         learns = iteration >= config.value_warmup_iterations
-        value_factor = learning_rate_factor(config.schedule, iteration, config.iterations)
+        ends = config.iterations + 1  # a falling rate is 0 after the last iteration, not in it
+        value_factor = learning_rate_factor(config.schedule, iteration, ends)
         policy_factor = 0.0
         if learns:
             waits = config.value_warmup_iterations
             policy_factor = learning_rate_factor(
                 config.schedule,
                 iteration - waits,
-                config.iterations - waits,
+                ends - waits,
                 config.warmup_iterations,
             )
         minibatches = config.rollouts // config.minibatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -148,11 +149,14 @@ def snapshot_iterations(config: PPOConfig) -> set[int]:
 
 
 def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The run in a few numbers: its last fifth against its first iteration."""
+    """The run in a few numbers: its last fifth against its first iteration.
+
+    Iterations that warm up the value model measure nothing of the policy, and do not count there.
+    """
     last = rows[-max(1, len(rows) // 5) :]
 
     def late(name: str) -> float:
-        return sum(row[name] for row in last) / len(last)
+        return statistics.fmean(row[name] for row in last if name in row)
 
     return {
         "kl": late("objective/kl"),

@@ -142,6 +142,12 @@ def run(config: RewardConfig, inputs: Mapping[str, Path], out: StageFolder) -> d
             f"the context; raise {name}.max_length if they differ beyond its {context}",
         )
 
+    if not any(each.weight for each in train):
+        raise UserError(
+            f"{inputs['rankings'] / 'train.jsonl'}: every ranking has the weight 0",
+            "give those a weight that are to be learnt",
+        )
+
     thumbs = load_thumbs(inputs["rankings"] / "thumbs.jsonl", tokenizer, context)
     thumbs = thumbs if config.thumbs_weight else []
     groups = None

@@ -178,7 +178,9 @@ def learning_rate_factor(
         return math.sqrt(max(1, warmup_steps) / (step + 1))
     final = final_lr_fraction
     remaining = steps - 1 - warmup_steps
-    progress = 1.0 if remaining <= 0 else min(1.0, (step - warmup_steps) / remaining)
+    if remaining <= 0:  # the only step after the warm-up: at 0 it would teach nothing
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / remaining)
     if schedule == "cosine":
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
     if schedule == "linear":
