@@ -371,11 +371,11 @@ def evaluate_task(
         fix = "ask for fewer, or name a file with more as data.examples"
         raise UserError(f"task {task.name}: {problem}", fix)
     items = draw_items(data.items, setting.limit, setting.seed)
-    of = identity(model, task, data, setting)
+    of = identity(model, task, data, setting, path)
     log: ItemLog[AnyRow] = ItemLog(log_path(folder, task, setting), of, AnyRow)
     left = [item for item in items if item.id not in log.rows]
     if left:
-        answer_items(model, task, setting, left, data.pool, log, len(items), progress)
+        answer_items(model, task, setting, left, data.pool, log, len(items), progress, path)
     rows = [log.rows[item.id] for item in items]
     return TaskResult(
         task,
@@ -400,6 +400,7 @@ def answer_items(
     log: ItemLog[AnyRow],
     total: int,
     progress: Progress,
+    path: Sequence[Path],
 ) -> None:
     """Ask the items that are left, longest first, and log their rows."""
     started = time.monotonic()
@@ -417,7 +418,7 @@ def answer_items(
     if task.kind == "free_form" and not task.answer.extract:
         for sentence in unwritable(model, task, questions):
             progress.say(sentence)
-    method = make_method(model, task, questions, setting.seed)
+    method = make_method(model, task, questions, setting.seed, path)
     by_id = {item.id: item for item in items}
     done = total - len(items)
     documents = method if isinstance(method, Rolling) else None
@@ -455,9 +456,13 @@ class Method(Protocol):
 
 
 def make_method(
-    model: EvaluatedModel, task: TaskSpec, questions: Sequence[Question], seed: int = 0
+    model: EvaluatedModel,
+    task: TaskSpec,
+    questions: Sequence[Question],
+    seed: int = 0,
+    path: Sequence[Path] | None = None,
 ) -> Method:
-    """The method of a task's kind, for these questions."""
+    """The method of a task's kind, for these questions; ``path`` as in `run_plan`."""
     match task.kind:
         case "multiple_choice":
             return MultipleChoice(model, questions, task.answer_context)
@@ -468,7 +473,8 @@ def make_method(
         case "code":
             return Code(model, questions, task.answer, seed)
         case "rated":
-            classify = classifier_score(model, task.rating) if task.rating.classifier else None
+            named = task.rating.classifier
+            classify = classifier_score(model, task.rating, path) if named else None
             return Rated(model, questions, task.answer, task.rating, seed, classify)
         case "free_form":
             return free_form_method(model, task, questions, seed)
@@ -514,7 +520,11 @@ def log_path(folder: Path, task: TaskSpec, setting: TaskSetting) -> Path:
 
 
 def identity(
-    model: EvaluatedModel, task: TaskSpec, data: TaskData, setting: TaskSetting
+    model: EvaluatedModel,
+    task: TaskSpec,
+    data: TaskData,
+    setting: TaskSetting,
+    path: Sequence[Path] | None = None,
 ) -> dict[str, object]:
     """All that a row depends on; not the number of items, since each row is of its item alone."""
     of_task = encode(task)
@@ -534,7 +544,7 @@ def identity(
         "seed": setting.seed,
     }
     if task.kind == "rated":
-        parts["rater"] = rater_identity(model, task.rating)
+        parts["rater"] = rater_identity(model, task.rating, path)
     if setting.labels != "gold":
         parts["labels"] = setting.labels
     if setting.order:

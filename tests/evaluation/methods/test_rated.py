@@ -14,7 +14,7 @@ from lmsmith.core.errors import UserError
 from lmsmith.evaluation.functions import TextFunction
 from lmsmith.evaluation.methods import rated, writing
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
-from lmsmith.evaluation.methods.rated import LabelWords, rater_identity
+from lmsmith.evaluation.methods.rated import LabelWords, classifier_score, rater_identity
 from lmsmith.evaluation.model import EvaluatedModel
 from lmsmith.evaluation.run import make_method
 from lmsmith.evaluation.tasks.data import Item
@@ -119,8 +119,14 @@ def test_a_classifier_of_ones_own_scores_in_the_patterns_place(
     before = rater_identity(tiny, spec)
     file.write_text(file.read_text() + '{"input": "hello", "label": "kind"}\n')
     assert rater_identity(tiny, spec) != before
+    beside = classification("tone", "Is it rude?", ["rude", "kind"], file.name)
+    monkeypatch.setattr(rated, "find_tasks", lambda words: [beside])
+    with pytest.raises(UserError, match=r"few\.jsonl: not in any of"):
+        classifier_score(tiny, spec)
+    assert classifier_score(tiny, spec, [tmp_path])(["you fool"])[0] > 0
+    assert rater_identity(tiny, spec, [tmp_path])["examples"]
     with pytest.raises(UserError, match="no label 'mean'"):
-        rows_of(tiny, RatingSpec(classifier="tone", label="mean"))
+        classifier_score(tiny, RatingSpec(classifier="tone", label="mean"), [tmp_path])
 
 
 @pytest.mark.parametrize(

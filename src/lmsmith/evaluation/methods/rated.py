@@ -7,11 +7,11 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from lmsmith.core.config import encode
 from lmsmith.core.errors import UserError
-from lmsmith.core.files import sha256_file
 from lmsmith.evaluation.calibration import choice_probabilities
 from lmsmith.evaluation.functions import TextFunction
 from lmsmith.evaluation.methods.likelihood import LikelihoodReader
@@ -19,7 +19,7 @@ from lmsmith.evaluation.methods.writing import WritingMethod
 from lmsmith.evaluation.methods.written_label import named_label
 from lmsmith.evaluation.model import EvaluatedModel, load_evaluated_model
 from lmsmith.evaluation.rows import Numbers, RatedRow
-from lmsmith.evaluation.tasks.data import find_file, read_items, search_path
+from lmsmith.evaluation.tasks.data import read_data, search_path
 from lmsmith.evaluation.tasks.prompts import Question, write_grading
 from lmsmith.evaluation.tasks.shipped import find_tasks
 from lmsmith.evaluation.tasks.spec import AnswerSpec, RatingSpec
@@ -214,14 +214,19 @@ def _make_rater(model: EvaluatedModel, spec: RatingSpec, classify: Score | None)
     return lambda _, texts: [{"refusal": float(refuses(text))} for text in texts]
 
 
-def classifier_score(model: EvaluatedModel, rating: RatingSpec) -> Score:
+def classifier_score(
+    model: EvaluatedModel, rating: RatingSpec, path: Sequence[Path] | None = None
+) -> Score:
     """Score texts by the probability that the user's own task gives the label.
 
+    Args:
+        path: folders in which the task's examples are looked for.
+
     Raises:
-        UserError: the task has no such label.
+        UserError: the task has no such label, or its examples are missing or damaged.
     """
     task = find_tasks([rating.classifier])[0]
-    examples = list(read_items(find_file(task.data.file, search_path()), task.data))
+    examples = read_data(task, search_path() if path is None else path).items
     classify = TextFunction(_rating_model(model, rating), task, examples)
     if rating.label not in classify(["a text"])[0].get("probabilities", {}):
         problem = f"classifier {rating.classifier}: it has no label {rating.label!r}"
@@ -234,7 +239,9 @@ def classifier_score(model: EvaluatedModel, rating: RatingSpec) -> Score:
     return scores
 
 
-def rater_identity(model: EvaluatedModel, spec: RatingSpec) -> dict[str, object]:
+def rater_identity(
+    model: EvaluatedModel, spec: RatingSpec, path: Sequence[Path] | None = None
+) -> dict[str, object]:
     """The grader's weights and the classifier's examples, on which ratings depend too."""
     found = dict[str, object]()
     if spec.grader:
@@ -242,7 +249,7 @@ def rater_identity(model: EvaluatedModel, spec: RatingSpec) -> dict[str, object]
     if spec.classifier:
         task = find_tasks([spec.classifier])[0]
         found["classifier"] = encode(task)
-        found["examples"] = sha256_file(find_file(task.data.file, search_path()))
+        found["examples"] = read_data(task, search_path() if path is None else path).fingerprint
     return found
 
 
