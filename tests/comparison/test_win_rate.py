@@ -10,6 +10,7 @@ from lmsmith.comparison.win_rate import (
     win_rate,
     wins,
 )
+from lmsmith.statistics.intervals import wilson_interval
 
 
 def test_ties_count_half() -> None:
@@ -53,4 +54,5 @@ def test_equal_lengths_change_nothing(seed: int) -> None:
 def test_one_side_that_always_wins_stays_finite() -> None:
     lengths = np.arange(1, 51)
     controlled = length_controlled_win_rate(np.ones(50), np.zeros(50), lengths, lengths[::-1])
-    assert 0.95 < controlled.low <= controlled.high <= 1.0
+    assert controlled == wilson_interval(50, 50)
+    assert win_rate(np.ones(50), np.zeros(50)) == controlled

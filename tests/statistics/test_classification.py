@@ -20,6 +20,7 @@ from lmsmith.statistics.classification import (
     pearson,
     spearman,
 )
+from lmsmith.statistics.intervals import wilson_interval
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -76,6 +77,11 @@ def test_intervals_hold_the_value_and_narrow_with_items(seed: int) -> None:
         widths.append(found.high - found.low)
     assert widths[1] < widths[0] / 2
     assert math.isnan(measure_labels("f1", [0, 1], [0, 1], 2, 1, intervals=False).low)
+
+
+def test_all_right_is_not_certain() -> None:
+    assert measure_labels("accuracy", [0, 1, 1], [0, 1, 1], 2) == wilson_interval(3, 3)
+    assert measure_labels("accuracy", [0, 1], [1, 0], 2) == wilson_interval(0, 2)
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from lmsmith.statistics.intervals import bootstrap_ratio, percentile_interval, resample_counts
+from lmsmith.statistics.intervals import (
+    bootstrap_ratio,
+    percentile_interval,
+    resample_counts,
+    share_interval,
+    wilson_interval,
+)
 
 
 def test_interval_of_a_share_is_the_normal_one() -> None:
@@ -59,3 +65,15 @@ def test_percentiles_leave_out_what_is_not_a_number() -> None:
 def test_nothing_to_measure(top: list[float], bottom: list[float] | None) -> None:
     with pytest.raises(ValueError, match=r"nothing to measure|one number a cluster"):
         bootstrap_ratio(top, bottom)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_shares_that_are_all_the_same_are_not_certain(value: float) -> None:
+    one, three = share_interval([value]), share_interval([value] * 3)
+    assert three == wilson_interval(3 * value, 3)
+    for found in (one, three):
+        assert found.value == value
+        assert found.high - found.low > 0.4
+    assert one.high - one.low > three.high - three.low
+    mixed = [0.0, 0.5, 1.0, 1.0]
+    assert share_interval(mixed, seed=3) == bootstrap_ratio(mixed, seed=3)

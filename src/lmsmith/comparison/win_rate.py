@@ -23,6 +23,7 @@ from lmsmith.statistics.intervals import (
     bootstrap_ratio,
     percentile_interval,
     resample_counts,
+    share_interval,
 )
 
 RIDGE = 1e-3
@@ -196,7 +197,7 @@ def summarise(
         judge,
         a,
         b,
-        bootstrap_ratio(won, seed=seed),
+        share_interval(won, seed=seed),
         rate_at_equal_length(won, lengths_a, lengths_b, seed=seed),
         bias,
         consistent,
@@ -215,8 +216,8 @@ def wins(scores_a: ArrayLike, scores_b: ArrayLike) -> Floats:
 def win_rate(
     scores_a: ArrayLike, scores_b: ArrayLike, *, seed: int = 0, resamples: int = 10_000
 ) -> Interval:
-    """Share of prompts on which a scores higher, ties counting ½; bootstrap 95 % interval."""
-    return bootstrap_ratio(wins(scores_a, scores_b), seed=seed, resamples=resamples)
+    """Share of prompts on which a scores higher, ties counting ½, with its 95 % interval."""
+    return share_interval(wins(scores_a, scores_b), seed=seed, resamples=resamples)
 
 
 def length_controlled_win_rate(
@@ -261,8 +262,11 @@ def rate_at_equal_length(
     """`length_controlled_win_rate` of shares of a win, such as several people's mean.
 
     Args:
-        won: (prompts,): 1 where a won, 0 where b did, or between.
+        won: (prompts,): 1 where a won, 0 where b did, or between. Where all are the same, nothing
+            can be told of the lengths, and it is the raw rate.
     """
+    if (won == won[:1]).all():
+        return share_interval(won, seed=seed)
     ratio = np.log(np.asarray(lengths_a, np.float64) / np.asarray(lengths_b, np.float64))
     design_n2 = np.stack([np.ones_like(ratio), ratio], axis=1)
     value = float(sigmoid(fit_logistic(design_n2, won, ridge=RIDGE)[0, 0]))

@@ -12,7 +12,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmsmith.statistics.intervals import Interval, percentile_interval, resample_counts
+from lmsmith.statistics.intervals import (
+    Interval,
+    percentile_interval,
+    resample_counts,
+    share_interval,
+)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -99,6 +104,8 @@ def measure_labels(
 ) -> Interval:
     """A measure of predicted labels with its 95 % bootstrap interval over the items.
 
+    Where all labels are right, or all wrong, accuracy has Wilson's interval.
+
     Args:
         measure: ``accuracy``, ``f1`` or ``matthews``.
         truth, predicted: numbers of labels, from 0.
@@ -111,6 +118,8 @@ def measure_labels(
         "matthews": matthews,
     }
     t, p = np.asarray(truth, np.int64), np.asarray(predicted, np.int64)
+    if measure == "accuracy" and intervals and t.size and len(set(t == p)) == 1:
+        return share_interval(t == p)
     return _bootstrap(
         lambda weights: of_table[measure](confusion(t, p, classes, weights)), t.size, intervals
     )

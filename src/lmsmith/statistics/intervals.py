@@ -28,7 +28,7 @@ class Interval:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-def wilson_interval(right: int, items: int) -> Interval:
+def wilson_interval(right: float, items: int) -> Interval:
     """``right / items`` with Wilson's 95 % score interval (Wilson 1927), which holds at 0 and 1.
 
     centre = (p + z²/2n) / (1 + z²/n), half width = z √(p(1 − p)/n + z²/4n²) / (1 + z²/n).
@@ -37,7 +37,7 @@ def wilson_interval(right: int, items: int) -> Interval:
         ValueError: there are no items, or more right ones than items.
     """
     if not 0 <= right <= items or items == 0:
-        raise ValueError(f"{right} of {items}")
+        raise ValueError(f"{right:g} of {items}")
     z = NormalDist().inv_cdf(0.975)
     share, square = right / items, z * z / items
     centre = (share + square / 2) / (1 + square)
@@ -102,3 +102,16 @@ def bootstrap_ratio(
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(np.where(below > 0, (counts @ top) / below, np.nan))
     return percentile_interval(float(top.sum() / bottom.sum()), np.concatenate(parts))
+
+
+def share_interval(
+    values: ArrayLike | Sequence[float], *, seed: int = 0, resamples: int = 10_000
+) -> Interval:
+    """`bootstrap_ratio` of values from 0 to 1, one an item; Wilson's where all are the same.
+
+    Resamples of what is all alike are alike too, and would say that nothing is uncertain.
+    """
+    shares = np.asarray(values, dtype=np.float64)
+    if shares.size and (shares == shares[0]).all():
+        return wilson_interval(float(shares[0]) * shares.size, shares.size)
+    return bootstrap_ratio(shares, seed=seed, resamples=resamples)
