@@ -11,6 +11,8 @@ from sqlalchemy import text
 
 from lmsmith.core.errors import UserError
 from lmsmith.core.files import write_jsonl
+from lmsmith.feedback import trees
+from lmsmith.feedback.collect import collect
 from lmsmith.feedback.imports import import_file
 from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.statistics import statistics_of
@@ -103,6 +105,38 @@ def test_a_bad_row_keeps_all_others_out(
     assert "rows.jsonl, line 6" in str(error.value)
     assert sum(row_counts(store).values()) == 0
     assert not Queue(store).progress(store.person("Lee").id)["demonstration"]["left"]
+
+
+@pytest.mark.parametrize("slices", range(4))
+def test_after_an_import_that_was_killed_the_same_file_adds_the_rest(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slices: int
+) -> None:
+    """It is written in several transactions: those before the kill stay."""
+    path, same = tmp_path / "rows.jsonl", {**ROWS[3], "labeler": "Lee"}
+    written = {"prompt": "own", "demonstration": "words", "labeler": "Lee"}
+    write_jsonl(path, [*ROWS, same, written, {"messages": [{"role": "user", "content": "z"}]}])
+    monkeypatch.setattr(trees, "SLICE", 1)
+    rested = 0
+
+    def rest(_: float) -> None:
+        nonlocal rested
+        rested += 1
+        if rested > slices:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(trees.time, "sleep", rest)
+        with pytest.raises(KeyboardInterrupt):
+            import_file(store, path, person="Ann")
+    counts = import_file(store, path, person="Ann")
+    before = counts.pop("known")
+    assert 0 < before < 8
+    assert before + sum(counts.values()) == 8
+    assert import_file(store, path, person="Ann")["known"] == 8
+    there = collect(store).judgements
+    assert sorted(each.kind for each in there) == [
+        "demonstration", "prompt", "prompt", "ranking", "ranking",
+    ]  # fmt: skip
 
 
 def test_only_what_is_new_of_a_longer_file_is_added(store: Store, tmp_path: Path) -> None:
