@@ -165,7 +165,7 @@ def sample_feedback(
         seed: Of the choice of prompts and of the answers.
 
     Returns:
-        How many tasks are new, known, or dropped for want of different answers.
+        How many tasks are new, known, or dropped: too few different answers, or deleted meanwhile.
 
     Raises:
         UserError: there are no prompts or no such model.

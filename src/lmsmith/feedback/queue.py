@@ -20,15 +20,15 @@ from lmsmith.core.errors import UserError
 from lmsmith.corpus.messages import validate_prompt
 from lmsmith.feedback import answers
 from lmsmith.feedback.database import NotThere
-from lmsmith.feedback.store import Store
-from lmsmith.feedback.tables import KINDS, Assignment, Guideline, Task, now
+from lmsmith.feedback.store import Store, as_turns, path_to
+from lmsmith.feedback.tables import KINDS, Assignment, Guideline, Message, Task, now
 
 LEASE = timedelta(minutes=30)
 GOLD_EVERY = 10
 MOST_OVERLAP = 100
 
 _HANDING_OUT = 7_310_551
-"""PostgreSQL's advisory lock for handing out; any number that nothing else uses."""
+"""PostgreSQL's advisory lock for adding and handing out; any number that nothing else uses."""
 
 AssignedTask = tuple[Assignment, Task]
 
@@ -54,11 +54,16 @@ class Queue:
     # Tasks
 
     def add(self, kind: str, prompt: object, responses: Sequence[str] = (), **given: Any) -> bool:
-        """Add a `new_task`; returns False if there is one of this origin."""
+        """Add a `new_task`; returns False if there is one of this origin.
+
+        Raises:
+            NotThere: the logged message that the prompt ends with is gone.
+        """
         made = new_task(kind, prompt, responses, **given)
         origin = made.origin
         try:
-            with self._store.session.begin() as session:
+            with self._store.exclusive(_HANDING_OUT) as session:
+                _check_message(session, made)
                 session.add(made)
         except IntegrityError:
             if origin is not None and self.has(origin):
@@ -250,6 +255,15 @@ def new_task(
         origin=origin,
         message_id=message,
     )
+
+
+def _check_message(session: Session, task: Task) -> None:
+    """Raises NotThere if a task's message is gone. SQLite may give its id to another message."""
+    if task.message_id is None:
+        return
+    found = session.get(Message, task.message_id, with_for_update=True)
+    if found is None or as_turns(path_to(session, found)) != task.prompt:
+        raise NotThere(f"message {task.message_id} is gone, or says something else")
 
 
 def _assignments(person: str, *conditions: ColumnElement[bool]) -> Select[Assignment, Task]:

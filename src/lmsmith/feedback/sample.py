@@ -19,7 +19,7 @@ from lmsmith.corpus.messages import validate_messages, validate_prompt
 from lmsmith.feedback.answers import check_responses
 from lmsmith.feedback.paths import Paths
 from lmsmith.feedback.queue import Queue
-from lmsmith.feedback.store import Store
+from lmsmith.feedback.store import NotThere, Store
 from lmsmith.generation.engine import Engine, answer
 from lmsmith.generation.inference import InferenceDecoder
 from lmsmith.generation.requests import Request
@@ -164,7 +164,8 @@ def fill_queue(
             A task is known if all of it is the same.
 
     Returns:
-        ``tasks`` made, ``known`` from an earlier run, ``dropped`` for want of different answers.
+        ``tasks`` made, ``known`` from an earlier run, ``dropped`` for want of different answers, or
+        because the logged message was deleted meanwhile.
 
     Raises:
         UserError: the numbers do not fit the kind.
@@ -183,16 +184,19 @@ def fill_queue(
         elif len(found := collect_answers(each.messages, writers, answers, seed)) < answers:
             counts["dropped"] += 1
         else:
-            queue.add(
-                kind,
-                each.messages,
-                [text for _, text in found],
-                models=[name for name, _ in found],
-                overlap=overlap,
-                origin=origin,
-                message=each.message,
-            )
-            counts["tasks"] += 1
+            try:
+                queue.add(
+                    kind,
+                    each.messages,
+                    [text for _, text in found],
+                    models=[name for name, _ in found],
+                    overlap=overlap,
+                    origin=origin,
+                    message=each.message,
+                )
+                counts["tasks"] += 1
+            except NotThere:  # somebody deleted it while models answered
+                counts["dropped"] += 1
         progress.update(number)
     progress.end()
     return dict(counts)
