@@ -91,6 +91,27 @@ def test_votes_promote_only_instead_of_the_version_they_were_against(three: list
     assert versions.promote("ours", 2, "votes", instead_of=1) == three[1]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_votes_promote_nothing_when_their_trial_ends_meanwhile(
+    three: list[Version], monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    trial, verify = versions.set_trial("ours", 2).trial, versions.verify
+
+    def slow(found: Version) -> None:
+        """An admin acts while the model's files are hashed."""
+        monkeypatch.setattr(versions, "verify", verify)
+        versions.end_trial("ours")
+        if replaced:
+            versions.set_trial("ours", 3)
+        verify(found)
+
+    monkeypatch.setattr(versions, "verify", slow)
+    versions.promote("ours", 2, "votes", instead_of=1, trial=trial)
+    lineage = versions.lineage_of("ours")
+    assert lineage.promoted == 1
+    assert (lineage.trial and lineage.trial.candidate) == (3 if replaced else None)
+
+
 def test_changed_files_are_not_promoted(three: list[Version]) -> None:
     (three[1].path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="not the files of which ours@2"):

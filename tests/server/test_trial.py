@@ -21,6 +21,7 @@ from lmsmith.feedback.queue import Queue
 from lmsmith.feedback.store import Store
 from lmsmith.feedback.votes import votes_on
 from lmsmith.server.improvements import Improvements
+from lmsmith.server.trials import _decide
 from lmsmith.statistics.sequential import SequentialTest
 
 OTHER = "what 你 do"
@@ -407,6 +408,32 @@ def test_a_vote_does_not_promote_over_a_version_that_it_was_not_held_against(
     with pytest.raises(Exception, match="ours@3 was promoted meanwhile"):
         versions.promote("ours", 2, "votes", instead_of=1)
     assert versions.promoted("ours").number == 3
+
+
+def test_votes_promote_nothing_after_an_admin_ends_the_trial(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = versions.set_trial("ours", 2, 1.0, QUICK).trial
+    assert trial is not None
+    for name in ("user", "other"):
+        person = house.store.person(f"voter {name}").id
+        for _ in range(5):
+            talk = house.store.begin(person).id
+            asked = house.store.add_message(person, talk, None, "user", "hello").id
+            left, right = (
+                house.store.add_message(person, talk, asked, "assistant", word, model=word).id
+                for word in ("ours@2", "ours@1")
+            )
+            house.store.compare(person, left, right, "left")
+    verify = versions.verify
+
+    def slow(found: versions.Version) -> None:
+        versions.end_trial("ours")
+        verify(found)
+
+    monkeypatch.setattr(versions, "verify", slow)
+    _decide(house.store, "ours", trial)
+    assert versions.lineage_of("ours").promoted == 1
 
 
 def test_feedback_stands_with_its_conversation(house: House) -> None:

@@ -337,7 +337,13 @@ def found_lineage(first: Version, by: str) -> Lineage:
 
 
 def promote(
-    name: str, number: int, by: str, reason: str = "", *, instead_of: int | None = None
+    name: str,
+    number: int,
+    by: str,
+    reason: str = "",
+    *,
+    instead_of: int | None = None,
+    trial: Trial | None = None,
 ) -> Version:
     """Make a version the promoted one. A trial ends, since its votes were against the one before.
 
@@ -348,6 +354,7 @@ def promote(
         by: who decides.
         reason: one sentence.
         instead_of: the version that must be promoted until now; any if None.
+        trial: whose votes decide: nothing changes if another, or none, is on by then.
 
     Raises:
         UserError: no such version, its model's files are not those of its record, or another
@@ -357,6 +364,8 @@ def promote(
     verify(chosen)
     with changing(name):
         lineage = lineage_of(name)
+        if trial not in (None, lineage.trial):
+            return chosen
         if instead_of not in (None, lineage.promoted):
             raise UserError(
                 f"{name}@{lineage.promoted} was promoted meanwhile, and {chosen.word} was held "

@@ -158,7 +158,12 @@ def _decide(store: Store, name: str, trial: Trial) -> bool:
     )
     if decision.outcome == "better":
         versions.promote(
-            name, trial.candidate, "votes", f"better: {figures}", instead_of=lineage.promoted
+            name,
+            trial.candidate,
+            "votes",
+            f"better: {figures}",
+            instead_of=lineage.promoted,
+            trial=trial,
         )
     else:
         versions.refuse(name, trial, decision.outcome, figures)
