@@ -261,7 +261,7 @@ def rank_feedback(
     """
     if count < 1:
         raise UserError(f"--count {count}: 1 or more")
-    from lmsmith.comparison.judges import load_judge
+    from lmsmith.comparison.judges import cut_warning, load_judge
     from lmsmith.generation.machine import prepare_reading
     from lmsmith.generation.settings import SamplingSettings
     from lmsmith.runs.signals import StopSignal
@@ -282,6 +282,8 @@ def rank_feedback(
             seed=seed, progress=progress, again=again,
             drawn_by=sampling.answers_drawn_by(models, settings),
         )  # fmt: skip
+        if warning := cut_warning(by):
+            progress.say(warning)
     return JudgedRankings(rankings, rows)
 
 

@@ -34,6 +34,7 @@ class ByLength:
     """Finds the longer reply better, by at least ``margin`` characters."""
 
     name, fingerprint = "ruler", "ruler"
+    cut = 0
 
     def __init__(self, margin: int = 1) -> None:
         self.margin, self.asked = margin, 0

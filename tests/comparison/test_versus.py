@@ -49,6 +49,7 @@ class FixedJudge:
     """Says what it is told to, and counts what it is asked."""
 
     name = "fixed"
+    cut = 0
 
     def __init__(
         self, first: Sequence[float], second: Sequence[float], fingerprint: str = "fixed"
@@ -178,6 +179,16 @@ def test_a_model_reads_both_orders(tiny: EvaluatedModel) -> None:
     assert found[1]["score_a"] == found[1]["score_b"] == 0.5
     turned = ModelJudge(tiny).compare([(messages, b, a) for messages, a, b in ROWS])
     assert [row["score_a"] for row in turned] == pytest.approx([row["score_b"] for row in found])
+
+
+def test_a_judge_that_does_not_see_all_says_so(tiny: EvaluatedModel, tmp_path: Path) -> None:
+    judge, progress = ModelJudge(tiny), QuietProgress()
+    short, long = replied("a", ["yes", "no"]), replied("b", ["no", "the sea " * tiny.context])
+    judge_replies(judge, asked(2), short, short, tmp_path / "one.jsonl", progress)
+    assert (judge.cut, progress.said) == (0, [])
+    judge_replies(judge, asked(2), short, long, tmp_path / "two.jsonl", progress)
+    assert judge.cut == 2
+    assert "did not see all that it judged: 2 questions, two a pair" in progress.said[0]
 
 
 def test_a_reward_models_folder_is_a_judge_by_its_scores(

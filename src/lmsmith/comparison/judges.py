@@ -32,6 +32,10 @@ class Judge(Protocol):
     def fingerprint(self) -> str:
         """Fingerprint of what its judgements depend on, besides the replies."""
 
+    @property
+    def cut(self) -> int:
+        """How many questions were longer than its context, and lost their beginning."""
+
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
         """``score_a`` and ``score_b`` of each row; equal ones are a tie."""
 
@@ -50,6 +54,7 @@ class RewardJudge:
         self.name = name
         self.fingerprint = fingerprint(["reward", weights, machine.precision])
         self._model, self._tokenizer, self._machine = model, tokenizer, machine
+        self.cut = 0  # a reward model is shown one reply, whose end is cut
 
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
         """Both rewards of each row; equal replies have equal ones."""
@@ -85,6 +90,11 @@ class ModelJudge:
         self.fingerprint = fingerprint(["model", subject.fingerprint, ASKED])
         self._words = LabelWords(subject, ("1", "2"))
 
+    @property
+    def cut(self) -> int:
+        """Questions that lost their beginning: the conversation, and the reply shown first."""
+        return self._words.cut
+
     def compare(self, rows: Sequence[Compared]) -> list[dict[str, float]]:
         """Also ``a_shown_first`` and ``a_shown_second``: a's probability in either place."""
         asked = []
@@ -106,6 +116,17 @@ class ModelJudge:
                 }
             )
         return judged
+
+
+def cut_warning(judge: Judge) -> str:
+    """What a judge did not see; empty if it saw all."""
+    if not judge.cut:
+        return ""
+    return (
+        f"{judge.name} did not see all that it judged: {judge.cut:,} questions, two a pair, are "
+        "longer than its context and lost their beginning. Take a judge with a longer context, or "
+        "let the models write less"
+    )
 
 
 def load_judge(word: str, machine: ResolvedMachine) -> Judge:

@@ -12,7 +12,7 @@ from msgspec import structs
 from numpy.typing import ArrayLike
 
 from lmsmith.comparison.instructions import AT_ONCE, Instruction, Replies
-from lmsmith.comparison.judges import Judge
+from lmsmith.comparison.judges import Judge, cut_warning
 from lmsmith.core.files import fingerprint
 from lmsmith.core.progress import Progress
 from lmsmith.evaluation.rows import ItemLog, Row
@@ -162,6 +162,8 @@ def judge_replies(
         return found
 
     kept.fill(instructions, verdicts, AT_ONCE, "win rate", "pairs", progress)
+    if warning := cut_warning(judge):
+        progress.say(warning)
     rows = [kept.rows[each.id] for each in instructions]
     return replace(summarise(judge.name, rows, a, b, seed), log=log.name)
 

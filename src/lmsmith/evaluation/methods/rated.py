@@ -92,10 +92,13 @@ class LabelWords:
 
     A model behind another server gives no probabilities: it writes its answer, and the label that
     it gives has probability 1. Where the answer is not plain, all are equally probable.
+
+    Attributes:
+        cut: how many prompts were longer than the context, and lost their beginning.
     """
 
     def __init__(self, model: EvaluatedModel, labels: Sequence[str]) -> None:
-        self._model, self._labels = model, tuple(labels)
+        self._model, self._labels, self.cut = model, tuple(labels), 0
         self._reader = None if model.is_remote else LikelihoodReader(model.decoder)
 
     def probabilities(self, prompts: Sequence[str]) -> list[Mapping[str, float]]:
@@ -106,7 +109,9 @@ class LabelWords:
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             part = prompts[start : start + PROMPTS_AT_ONCE]
             pairs = [(prompt, f" {label}") for prompt in part for label in self._labels]
-            read = iter(self._reader.read(self._model.encode_pairs(pairs)))
+            encoded = self._model.encode_pairs(pairs)
+            self.cut += sum(each.truncated > 0 for each in encoded[:: len(self._labels)])
+            read = iter(self._reader.read(encoded))
             for _ in part:
                 totals = [next(read).total for _ in self._labels]
                 chances = choice_probabilities(totals).tolist()
