@@ -80,7 +80,7 @@ def test_the_two_owners_commands_one_after_the_other(capsys: pytest.CaptureFixtu
         (["offsite", "plug", "other", "runs/offsite-colour"], "other weights"),
         (["offsite", "plug", "model", "runs/emulator"], "no tuned adapters"),
         (["offsite", "plug", "model", "nowhere"], "nowhere"),
-        (["offsite", "plug", "model", "runs/offsite-colour", "--out", "runs"], "is no model"),
+        (["offsite", "plug", "model", "runs/offsite-colour", "--out", "runs"], "did not make it"),
         (["offsite", "plug", "model", "runs/offsite-colour", "--out", "model"], "the model itself"),
         (["generate", "runs/offsite-colour", "The"], "lmsmith offsite plug MODEL"),
         (["offsite", "tune", "model", "colour.toml"], "is a model, and no emulator"),
