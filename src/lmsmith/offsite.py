@@ -142,11 +142,11 @@ def offsite_plug(model: str, adapters: Path, *, out: Path = Path("runs/plugged")
 
     if not adapters.is_dir():
         raise UserError(missing(adapters, "no such folder"), "name what `offsite tune` wrote")
-    if out.exists() and read_card(out).get("stage") != PLUG_STAGE:
-        raise UserError(f"--out {out}: is there, and `offsite plug` did not make it", _NEW_FOLDER)
     read = read_model(model)
     if out.exists() and out.resolve() == read.source.path.resolve():
         raise UserError(f"--out {out}: is the model itself", _NEW_FOLDER)
+    if out.exists() and read_card(out).get("stage") != PLUG_STAGE:
+        raise UserError(f"--out {out}: is there, and `offsite plug` did not make it", _NEW_FOLDER)
     about = plug(read.decoder, adapters)
     trained = sum(
         each.numel() for each in adapter_state(read.decoder, about.adapter_layers).values()
