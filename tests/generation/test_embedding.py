@@ -173,6 +173,10 @@ def test_modules_that_are_not_computed_are_refused(tmp_path: Path) -> None:
     modules.write_text(json.dumps([{"type": name} for name in known]))
     with pytest.raises(UserError, match=r"modules.json has a module Dense"):
         read_pooling(tmp_path)
+    for damaged in ("[{}]", "[7]"):
+        modules.write_text(damaged)
+        with pytest.raises(UserError, match=r"modules.json has a module"):
+            read_pooling(tmp_path)
 
 
 def test_encoders_and_writers_are_told_apart(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The queue of a model without a scheduler: one request computes, whoever hangs up."""
+"""The queue of a model without a scheduler: one request computes, also after a client leaves."""
 
 from __future__ import annotations
 

@@ -134,7 +134,8 @@ def _modules(folder: Path) -> list[str]:
     path = folder / "modules.json"
     content = read_json(path) if path.is_file() else []
     kinds = content if isinstance(content, list) else []
-    return [str(each["type"]).rpartition(".")[2] for each in kinds]
+    types = [each.get("type") if isinstance(each, dict) else each for each in kinds]
+    return [str(kind).rpartition(".")[2] for kind in types]
 
 
 def _pooling_modes(config: dict[str, Any]) -> set[str]:

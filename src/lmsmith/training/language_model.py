@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -112,7 +111,7 @@ def training_step(
         bytes_per_token: of the target text, to give the loss in bits per byte.
         micro_batch_size: as in `accumulate_gradients`.
     """
-    flops_per_token = functools.cache(partial(training_flops_per_token, decoder))
+    flops_per_token = cache(partial(training_flops_per_token, decoder))
     peak = matrix_peak(machine)
 
     def step(index: int) -> Mapping[str, float]:
